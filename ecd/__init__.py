@@ -1,0 +1,3 @@
+"""Edge-cloud speculative decoding: drafts are hints, the cloud never waits, the text is the target's text."""
+
+__version__ = "0.1.0"

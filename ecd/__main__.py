@@ -1,0 +1,5 @@
+"""`python -m ecd` is `ecd`."""
+
+from ecd.cli import main
+
+main()

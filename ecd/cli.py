@@ -1,0 +1,198 @@
+"""`ecd`: the daemons, the models, the oracle and its check."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ecd import __version__
+from ecd.config import CloudConfig, EdgeConfig, load_config
+from ecd.errors import BadRequest
+from ecd.models.cli import models
+from ecd.options import ending_on_errors, parse_bias, prompt_text, sampling_options
+
+# Engines are imported by the commands that need them, so that `ecd --help` and `ecd models` answer at once.
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ecd")
+def cli() -> None:
+    """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud."""
+
+
+cli.add_command(models)
+
+_config = click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="YAML file with settings; flags override it."
+)
+_check = click.option("--check", is_flag=True, help="Validate the settings and exit.")
+_model = click.option("--model", help="Path of a GGUF file, or a name from `ecd models list`.")
+_threads = click.option("--threads", type=int, help="Threads of the engine.  [default: 1]")
+_socket = click.option("--socket", type=click.Path(path_type=Path), help="Where the control socket lies.")
+_sessions = click.option("--sessions", type=int, help="Sessions at once.  [default: 8]")
+_context = click.option("--context-tokens", type=int, help="Context of each session.  [default: 4096]")
+
+
+@cli.command()
+@_model
+@click.option("--listen", metavar="HOST:PORT", help="Where edges connect.  [default: 127.0.0.1:7040]")
+@_threads
+@_socket
+@_sessions
+@_context
+@click.option("--max-verify", type=int, help="Hints verified per session and forward.  [default: 5]")
+@click.option(
+    "--stable", is_flag=True, default=None, help="Bit for bit what the target computes alone; slow."
+)
+@_config
+@_check
+def cloud(file: Path | None, check: bool, **flags: Any) -> None:
+    """Serve the target model to edges."""
+    config = load_config(CloudConfig, file, flags)
+    if check:
+        click.echo("settings are valid")
+        return
+    from ecd.cloud.main import cloud_main
+    from ecd.daemon import run_daemon
+
+    run_daemon(lambda life: cloud_main(config, life), config.log_level)
+
+
+@cli.command()
+@_model
+@click.option("--cloud", metavar="HOST:PORT", help="The cloud to connect to.  [default: 127.0.0.1:7040]")
+@_threads
+@_socket
+@_sessions
+@_context
+@click.option("--ahead-tokens", type=int, help="How far to draft beyond the committed text.  [default: 16]")
+@_config
+@_check
+def edge(file: Path | None, check: bool, **flags: Any) -> None:
+    """Draft beside the user, and serve local programs."""
+    config = load_config(EdgeConfig, file, flags)
+    if check:
+        click.echo("settings are valid")
+        return
+    from ecd.daemon import run_daemon
+    from ecd.edge.main import edge_main
+
+    run_daemon(lambda life: edge_main(config, life), config.log_level)
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option(
+    "--model", required=True, help="The target: path of a GGUF file, or a name from `ecd models list`."
+)
+@click.option("--threads", type=int, default=1, show_default=True)
+@sampling_options
+def oracle(
+    prompt: str,
+    model: str,
+    threads: int,
+    temperature: float,
+    seed: int | None,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    mode: str,
+    chat: bool,
+    as_json: bool,
+    logit_bias: tuple[str, ...],
+    **shaping: Any,
+) -> None:
+    """What the target alone answers: one process, no network, the same rules. PROMPT `-` reads standard
+    input.
+    """
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.fetch import resolve
+    from ecd.oracle import generate
+    from ecd.prompt import prompt_tokens
+    from ecd.sampling import Sampling
+
+    if seed is None:
+        seed = random.SystemRandom().getrandbits(32)
+    biases = tuple(parse_bias(logit_bias))
+    sampling = Sampling.of(mode, temperature, seed=seed, logit_bias=biases, **shaping)
+    target = LlamaModel(resolve(model))
+    ids = prompt_tokens(target, prompt_text(prompt), chat=chat)
+    answer = generate(
+        target,
+        ids,
+        sampling,
+        max_tokens=max_tokens,
+        stop=stop,
+        threads=threads,
+        on_text=lambda text: None if as_json else click.echo(text, nl=False),
+    )
+    if not as_json:
+        click.echo()
+        return
+    result = {
+        "model": model,
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "prompt_token_ids": ids,
+        "origins": ["target"] * len(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+        "seed": seed,
+        "sampling": sampling.to_map(),
+        "stop": stop,
+        "max_tokens": max_tokens,
+        "usage": {
+            "prompt_tokens": len(ids),
+            "completion_tokens": len(answer.token_ids),
+            "total_tokens": len(ids) + len(answer.token_ids),
+        },
+    }
+    click.echo(json.dumps(result, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
+@click.option("--model", required=True, help="The target that the run was made with.")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--tolerance", type=click.FloatRange(min=0), default=None, help="In logits.  [default: 0.25]")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def check(
+    context: click.Context, run: Path, model: str, threads: int, tolerance: float | None, as_json: bool
+) -> None:
+    """Check a run's JSON token by token against the target; exit code 1 if a token is out of tolerance."""
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.fetch import resolve
+    from ecd.oracle import TOLERANCE
+    from ecd.oracle import check as check_run
+
+    try:
+        given = json.loads(click.open_file(str(run)).read())
+    except (ValueError, OSError) as e:
+        raise BadRequest(f"{run} is not the JSON of a run: {e}") from None
+    report = check_run(
+        LlamaModel(resolve(model)),
+        given,
+        tolerance=TOLERANCE if tolerance is None else tolerance,
+        threads=threads,
+    )
+    summary = report.to_map()
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        for line in summary.pop("checks"):
+            if not line["is_choice"]:
+                gap = (
+                    "dropped by truncation"
+                    if line["gap"] is None
+                    else f"{line['gap']:.4f} logits from the choice"
+                )
+                click.echo(f"position {line['position']}: token {line['token']} is {gap}")
+        click.echo(", ".join(f"{name} {value}" for name, value in summary.items()))
+    context.exit(1 if report.wrong else 0)
+
+
+def main() -> None:
+    """Entry point of `ecd`."""
+    with ending_on_errors():
+        cli(prog_name="ecd")

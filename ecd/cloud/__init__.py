@@ -1,0 +1,1 @@
+"""The cloud daemon: commits the target's tokens, never waiting for hints. Never imports `ecd.edge`."""

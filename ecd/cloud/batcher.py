@@ -1,0 +1,113 @@
+"""Which sessions are in, and which of them take part in the next step.
+
+Pure: admission, patience, failures. Time is passed in; what a step computes is the verifier's
+business.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from ecd.cloud.session import Committed, Session
+from ecd.cloud.verifier import Capacity, StepResult, Work
+from ecd.errors import EcdError, Overloaded
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters since start, as `stats` shows them."""
+
+    steps: int = 0
+    forwards: int = 0
+    forwards_without_hints: int = 0
+    committed: int = 0
+    verified: int = 0
+    accepted: int = 0
+    batch_tokens: int = 0
+    batch_sessions: int = 0
+    sessions: int = 0
+    failed: int = 0
+    dropped_hints: int = 0
+    invalid_hints: int = 0
+
+
+@dataclass(slots=True)
+class Batcher:
+    """All sessions of one engine, running or queued, by key, oldest first.
+
+    `max_verify`: hints verified per session and step. `max_queue`: sessions that may wait for room.
+    """
+
+    capacity: Capacity
+    max_verify: int
+    max_queue: int
+    totals: Totals = field(default_factory=Totals)
+    running: dict[int, Session] = field(default_factory=dict)
+    queue: OrderedDict[int, Session] = field(default_factory=OrderedDict)
+
+    def add(self, key: int, session: Session) -> None:
+        """Lets a session in, at once or when there is room. Raises ContextOverflow when it never fits,
+        Overloaded when too many wait.
+        """
+        session.check_fits(self.capacity.session_tokens - self.max_verify)
+        if len(self.running) >= self.capacity.sessions and len(self.queue) >= self.max_queue:
+            raise Overloaded(f"{len(self.queue)} sessions are waiting for room already; try again later")
+        self.totals.sessions += 1
+        self.queue[key] = session
+        self._admit()
+
+    def get(self, key: int) -> Session | None:
+        """The session, running or queued."""
+        return self.running.get(key) or self.queue.get(key)
+
+    def remove(self, key: int) -> bool:
+        """Forgets a session; whether it was running, so that the verifier must forget it too."""
+        session = self.running.pop(key, None)
+        gone = session or self.queue.pop(key, None)
+        if gone is not None:
+            self.totals.dropped_hints += gone.board.dropped
+            self.totals.invalid_hints += gone.invalid_hints
+        self._admit()
+        return session is not None
+
+    def plan(self, now: float) -> list[Work]:
+        """The next step's work: every running session that is not being patient."""
+        return [
+            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(self.max_verify))
+            for key, s in self.running.items()
+            if s.ready_at() <= now
+        ]
+
+    def next_timer(self) -> float | None:
+        """When the first running session may go on; None when none runs."""
+        return min((s.ready_at() for s in self.running.values()), default=None)
+
+    def apply(self, result: StepResult, now: float) -> list[tuple[int, Committed | EcdError]]:
+        """Takes a step's outcome: what each session committed, or why it ended. Sessions removed meanwhile
+        are skipped.
+        """
+        self.totals.steps += 1
+        self.totals.batch_tokens += result.batch_tokens
+        self.totals.batch_sessions += result.batch_sessions
+        outcome: list[tuple[int, Committed | EcdError]] = []
+        for key, judged in result.judged.items():
+            session = self.running.get(key)
+            if session is None:
+                continue
+            committed = session.commit(judged.verdict, judged.verified, now)
+            self.totals.forwards += 1
+            self.totals.forwards_without_hints += not judged.verified
+            self.totals.committed += len(committed.ids)
+            self.totals.verified += judged.verified
+            self.totals.accepted += committed.accepted
+            outcome.append((key, committed))
+        for key, error in result.failed.items():
+            if key in self.running:
+                self.totals.failed += 1
+                outcome.append((key, error))
+        return outcome
+
+    def _admit(self) -> None:
+        """Moves queued sessions in, in order, while there is room."""
+        while self.queue and len(self.running) < self.capacity.sessions:
+            key, session = self.queue.popitem(last=False)
+            self.running[key] = session

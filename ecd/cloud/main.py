@@ -1,0 +1,60 @@
+"""`ecd cloud`: puts the engine, the batcher and the service together and runs them."""
+
+import asyncio
+import logging
+
+from ecd.cloud.batcher import Batcher
+from ecd.cloud.llama_verifier import LlamaVerifier
+from ecd.cloud.service import CloudService
+from ecd.cloud.session import Vocabulary
+from ecd.config import CloudConfig, split_address
+from ecd.control import control_socket
+from ecd.daemon import Lifecycle, background, link_settings, until_end
+from ecd.engine.llama import LlamaModel
+from ecd.errors import DaemonError
+from ecd.models.fetch import resolve
+from ecd.wire.connection import Role
+
+log = logging.getLogger(__name__)
+
+
+async def cloud_main(config: CloudConfig, life: Lifecycle) -> None:
+    """`ecd cloud`: serves until its lifecycle ends."""
+    model = LlamaModel(resolve(config.model))
+    verifier = LlamaVerifier(
+        model,
+        sessions=config.sessions,
+        context_tokens=config.context_tokens,
+        batch_tokens=config.batch_tokens,
+        prefill_chunk_tokens=config.prefill_chunk_tokens,
+        threads=config.threads,
+        stable=config.stable,
+    )
+    settings = link_settings(
+        Role.CLOUD,
+        config,
+        model,
+        limits={
+            "max_streams": config.max_streams,
+            "max_ahead": config.max_ahead,
+            "max_context": verifier.capacity.session_tokens,
+        },
+    )
+    batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
+    vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
+    service = CloudService(verifier, vocabulary, settings, batcher, lambda: life.end(drain=True))
+    host, port = split_address(config.listen)
+    async with background(service.step_forever()):
+        try:
+            server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
+        except OSError as e:
+            raise DaemonError(
+                f"cannot listen on {config.listen}: {e.strerror}; choose another --listen"
+            ) from None
+        service.listen = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+        # Last, so that a daemon that answers on its control socket is ready.
+        async with control_socket(config.socket, service.handlers()):
+            log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
+            await until_end(life, service.drain, config.drain_s)
+            server.close()
+            service.stop()

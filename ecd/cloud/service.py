@@ -1,0 +1,279 @@
+"""The cloud daemon: connections in, one engine thread, committed tokens out.
+
+Wires `Connection`, `Batcher` and a `Verifier` together. The event loop owns all state; the engine thread only
+runs one step at a time on what it is handed.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from time import monotonic, perf_counter
+from typing import Any
+
+from ecd.cloud.batcher import Batcher
+from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.verifier import StepResult, Verifier, Work
+from ecd.control import Emit, Handler
+from ecd.errors import Code, EcdError, EngineError, UnknownPrefix
+from ecd.wire.connection import Closed, Connected, Connection, Event, PeerDraining, Received, Settings
+from ecd.wire.link import Link
+from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, Tokens
+
+log = logging.getLogger(__name__)
+
+Address = tuple[Link, int]
+
+
+class CloudService:
+    """All connections and sessions of one cloud; `on_drained` is called when a drain asked for by `ecdctl` is
+    done.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        vocabulary: Vocabulary,
+        settings: Settings,
+        batcher: Batcher,
+        on_drained: Callable[[], None],
+    ):
+        self.listen = ""
+        self._verifier = verifier
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._batcher = batcher
+        self._on_drained = on_drained
+        self._engine = ThreadPoolExecutor(1, "engine")
+        self._loop = asyncio.get_running_loop()
+        self._links: set[Link] = set()
+        self._keys = itertools.count(1)
+        self._by_address: dict[Address, int] = {}
+        self._by_key: dict[int, Address] = {}
+        self._to_forget: list[int] = []
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._draining = False
+        self._started_at = monotonic()
+        self._step_ms = 0.0
+
+    def protocol(self) -> Link:
+        """The asyncio protocol of one accepted connection."""
+        link = Link(Connection(self._settings, monotonic()), self._on_event)
+        self._links.add(link)
+        if self._draining:
+            link.drain("this cloud is draining")
+        return link
+
+    async def step_forever(self) -> None:
+        """Runs a step whenever a session may go on; sleeps while none may."""
+        while True:
+            work = self._batcher.plan(monotonic())
+            if work or self._to_forget:
+                await self._step(work)
+            else:
+                await self._wait(self._batcher.next_timer())
+
+    async def drain(self) -> None:
+        """Takes no new sessions; returns when the last one has ended."""
+        self._draining = True
+        for link in self._links:
+            link.drain("this cloud is draining")
+        while self._by_key:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def stop(self) -> None:
+        """Ends every connection and the engine."""
+        for link in list(self._links):
+            link.close(Code.DRAINING, "this cloud is stopping")
+        self._engine.submit(self._verifier.close)
+        self._engine.shutdown()
+
+    def handlers(self) -> dict[str, Handler]:
+        """What the control socket offers."""
+
+        async def status(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+            return self.status()
+
+        async def stats(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+            return self.stats()
+
+        async def sessions(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+            return {"sessions": self.sessions()}
+
+        async def drain(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+            await self.drain()
+            self._on_drained()
+            return {"drained": True}
+
+        return {"status": status, "stats": stats, "sessions": sessions, "drain": drain}
+
+    def status(self) -> dict[str, Any]:
+        """Who is connected and what is served."""
+        return {
+            "role": "cloud",
+            "model": self._settings.model,
+            "listen": self.listen,
+            "uptime_s": round(monotonic() - self._started_at, 1),
+            "state": "draining" if self._draining else "serving",
+            "connections": len(self._links),
+            "running": len(self._batcher.running),
+            "queued": len(self._batcher.queue),
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since start and what follows from them."""
+        totals = self._batcher.totals
+        return {
+            **asdict(totals),
+            "running": len(self._batcher.running),
+            "queued": len(self._batcher.queue),
+            "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,
+            "mean_batch_tokens": totals.batch_tokens / totals.steps if totals.steps else 0.0,
+            "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
+            "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
+            "step_ms": self._step_ms,
+            "wire_bytes_in": sum(link.traffic.bytes_in for link in self._links),
+            "wire_bytes_out": sum(link.traffic.bytes_out for link in self._links),
+        }
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """One line per session."""
+        return [
+            {
+                "id": key,
+                "peer": self._by_key[key][0].peername,
+                "state": "running" if key in self._batcher.running else "queued",
+                "prompt_tokens": s.prompt_len,
+                "completion_tokens": len(s.tokens) - s.prompt_len,
+                "forwards": s.forwards,
+                "verified": s.verified,
+                "accepted": s.accepted,
+                "hints_waiting": len(s.board.line),
+            }
+            for key in self._by_key
+            if (s := self._batcher.get(key)) is not None
+        ]
+
+    # -- engine
+
+    async def _step(self, work: list[Work]) -> None:
+        forget, self._to_forget = self._to_forget, []
+        result, step_s = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
+        if not work:
+            return
+        self._step_ms = step_s * 1000
+        for key, outcome in self._batcher.apply(result, monotonic()):
+            self._report(key, outcome, step_s)
+        load = {
+            "running": len(self._batcher.running),
+            "queued": len(self._batcher.queue),
+            "step_ms": self._step_ms,
+        }
+        for link in self._links:
+            link.connection.load = load
+
+    def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float]:
+        """In the engine thread. A failure ends the sessions that took part and nothing else."""
+        start = perf_counter()
+        try:
+            for key in forget:
+                self._verifier.forget(key)
+            result = self._verifier.step(work) if work else StepResult()
+        except Exception as e:
+            log.exception("a step with %d sessions failed", len(work))
+            error = e if isinstance(e, EcdError) else EngineError(f"the engine failed: {e}")
+            result = StepResult(failed={item.key: error for item in work})
+        return result, perf_counter() - start
+
+    async def _wait(self, until: float | None) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(None if until is None else max(0.0, until - monotonic())):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _report(self, key: int, outcome: Committed | EcdError, step_s: float) -> None:
+        link, stream = self._by_key[key]
+        match outcome:
+            case Committed():
+                step_us = min(int(step_s * 1e6), (1 << 32) - 1)
+                link.send(
+                    Tokens(
+                        stream,
+                        outcome.base,
+                        outcome.ids,
+                        outcome.accepted,
+                        outcome.verified,
+                        step_us,
+                        outcome.finish,
+                    )
+                )
+                if outcome.finish is not Finish.NONE:
+                    self._forget(key)
+            case EcdError():
+                link.send(Reset(stream, outcome.code, str(outcome)))
+                self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        address = self._by_key.pop(key)
+        del self._by_address[address]
+        if self._batcher.remove(key):
+            self._to_forget.append(key)
+        self._changed.set()
+        if not self._by_key:
+            self._idle.set()
+
+    # -- connections
+
+    def _on_event(self, link: Link, event: Event) -> None:
+        match event:
+            case Connected():
+                log.info("edge %s connected (%s)", link.peername, event.peer.agent)
+            case Received():
+                self._on_message(link, event.message)
+            case PeerDraining():
+                log.info("edge %s opens no more sessions: %s", link.peername, event.message)
+            case Closed():
+                log.info("edge %s left: %s", link.peername, event.message)
+                self._links.discard(link)
+                for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
+                    self._forget(key)
+
+    def _on_message(self, link: Link, message: Open | Draft | Tokens | Commit | Kv | Credit | Reset) -> None:
+        key = self._by_address.get((link, message.stream))
+        match message:
+            case Open():
+                self._open(link, message)
+            case Draft():
+                if key is not None and (session := self._batcher.get(key)) is not None:
+                    session.hint(message)
+                    self._changed.set()
+            case Commit() | Kv():
+                # WELCOME does not offer the features that these belong to.
+                link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no COMMIT or KV frames"))
+                if key is not None:
+                    self._forget(key)
+            case Reset():
+                if key is not None:
+                    self._forget(key)
+            case Credit() | Tokens():
+                pass
+
+    def _open(self, link: Link, message: Open) -> None:
+        try:
+            if message.prefix_len:
+                raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
+            session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
+            key = next(self._keys)
+            self._batcher.add(key, session)
+        except EcdError as e:
+            link.send(Reset(message.stream, e.code, str(e)))
+            return
+        self._by_address[link, message.stream] = key
+        self._by_key[key] = (link, message.stream)
+        self._changed.set()

@@ -1,0 +1,182 @@
+"""Settings of both daemons: one YAML file each, flags over it, unknown keys are errors.
+
+Owns names, units (in the names), defaults and ranges. README.md and docs/ARCHITECTURE.md explain them.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ecd.errors import ConfigError
+
+
+def default_socket(role: str) -> Path:
+    """Where a daemon's control socket lies unless it is told otherwise: the user's runtime folder."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) / "ecd" if runtime else Path(f"/tmp/ecd-{os.getuid()}")
+    return base / f"{role}.sock"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:7040")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class Keepalive(BaseModel):
+    """How the link is watched: RTT is measured every `ping_interval_s`; silence means a dead peer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ping_interval_s: Seconds = 2.0
+    silence_s: Seconds = 6.0
+    handshake_s: Seconds = 5.0
+
+
+class Reconnect(BaseModel):
+    """Waits between connection attempts: from `first_s`, doubled up to `longest_s`, with jitter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    first_s: Seconds = 0.1
+    longest_s: Seconds = 5.0
+
+
+class Daemon(BaseModel):
+    """What both daemons have. `insecure` allows plain TCP off loopback."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    threads: int = Field(default=1, ge=1, le=1024)
+    token: str | None = Field(default=None, min_length=1)
+    insecure: bool = False
+    keepalive: Keepalive = Keepalive()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _check_secure(host: str, setting: str, insecure: bool) -> None:
+    if not insecure and not is_loopback(host):
+        raise ValueError(
+            f"{setting} {host} is not this machine and the link is not encrypted; "
+            "go through a tunnel on loopback, or set `insecure: true` if the network is trusted"
+        )
+
+
+class CloudConfig(Daemon):
+    """Settings of `ecd cloud`. A session may be hinted `max_ahead` tokens far; `max_verify` of them per
+    forward.
+    """
+
+    listen: Address = "127.0.0.1:7040"
+    socket: Path = Field(default_factory=lambda: default_socket("cloud"))
+    sessions: int = Field(default=8, ge=1, le=256)
+    queue: int = Field(default=64, ge=0)
+    context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
+    batch_tokens: int = Field(default=512, ge=32, le=8192)
+    prefill_chunk_tokens: int = Field(default=32, ge=1, le=63)
+    max_verify: int = Field(default=5, ge=0, le=62)
+    max_ahead: int = Field(default=64, ge=1, le=1024)
+    max_streams: int = Field(default=256, ge=1)
+    stable: bool = False
+    drain_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "CloudConfig":
+        _check_secure(split_address(self.listen)[0], "listen", self.insecure)
+        if self.sessions > self.batch_tokens - self.prefill_chunk_tokens:
+            raise ValueError("batch_tokens must hold a token of every session and a prompt chunk")
+        return self
+
+
+class EdgeConfig(Daemon):
+    """Settings of `ecd edge`. `context_tokens` is per session; it drafts up to `ahead_tokens` beyond the
+    text.
+    """
+
+    cloud: Address = "127.0.0.1:7040"
+    socket: Path = Field(default_factory=lambda: default_socket("edge"))
+    sessions: int = Field(default=8, ge=1, le=256)
+    context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
+    batch_tokens: int = Field(default=512, ge=32, le=8192)
+    prefill_chunk_tokens: int = Field(default=32, ge=1, le=63)
+    ahead_tokens: int = Field(default=16, ge=0, le=1024)
+    patience_ms: PatienceMs | Literal["rounds"] = 0.0
+    link_wait_s: Seconds = 60.0
+    reconnect: Reconnect = Reconnect()
+    drain_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "EdgeConfig":
+        _check_secure(split_address(self.cloud)[0], "cloud", self.insecure)
+        if self.sessions > self.batch_tokens - self.prefill_chunk_tokens:
+            raise ValueError("batch_tokens must hold a token of every session and a prompt chunk")
+        return self
+
+
+C = TypeVar("C", CloudConfig, EdgeConfig)
+
+
+def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
+    """Settings from a YAML file with flags (those not None) over it.
+
+    Raises ConfigError that names the file and the path of each key that is wrong.
+    """
+    settings: Any = {}
+    if file is not None:
+        try:
+            loaded = yaml.safe_load(file.read_text())
+        except OSError as e:
+            raise ConfigError(f"cannot read {file}: {e.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{file} is not YAML: {e}") from None
+        settings = {} if loaded is None else loaded
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{file} must hold settings by name, not a {type(settings).__name__}")
+    settings = settings | {name: value for name, value in flags.items() if value is not None}
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as e:
+        where = f" in {file}" if file else ""
+        problems = "; ".join(_problem(error, kind) for error in e.errors())
+        raise ConfigError(f"bad settings{where}: {problems}") from None
+
+
+def _problem(error: Any, kind: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            for name in error["loc"][:-1]:
+                kind = kind.model_fields[name].annotation
+            return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
+        case "missing":
+            return f"{path} is missing; set it in the file or with --{path.replace('_', '-')}"
+        case _:
+            message = str(error["msg"]).removeprefix("Value error, ")
+            return f"{path}: {message}" if path else message

@@ -1,0 +1,160 @@
+"""The control socket: a Unix socket that speaks the frame codec, and the calls that travel on it.
+
+Owns the socket file (mode 0600, one daemon per path), calls, events and cancellation. What a call does is a
+handler's business. docs/PROTOCOL.md lists the frames.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from ecd.errors import BadRequest, Code, DaemonError, EcdError, ProtocolError
+from ecd.wire.frames import FrameReader, encode_frame
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 64 << 10
+MAX_CALLS = 256
+# Results list token ids one by one.
+MAX_ITEMS = 1 << 20
+# sun_path of Linux, less its closing zero.
+MAX_PATH_BYTES = 107
+
+
+class ControlType(IntEnum):
+    """Frame types on the control socket; apart from those between the daemons so that neither is taken for
+    the other.
+    """
+
+    CALL = 64
+    EVENT = 65
+    RESULT = 66
+    FAILURE = 67
+    CANCEL = 68
+
+
+Emit = Callable[[dict[str, Any]], Awaitable[None]]
+Handler = Callable[[dict[str, Any], Emit], Awaitable[dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class _Client:
+    """One connected program and its running calls."""
+
+    writer: asyncio.StreamWriter
+    calls: dict[int, asyncio.Task[None]]
+
+    async def send(self, kind: ControlType, call: int, *fields: Any) -> None:
+        self.writer.write(encode_frame([kind, call, *fields]))
+        await self.writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def control_socket(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
+    """Serves the handlers at `path` while the context lasts. Raises DaemonError when another daemon does
+    already.
+    """
+    with _owned(path):
+        old_mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(lambda r, w: _serve(r, w, handlers), path=str(path))
+        except OSError as e:
+            raise DaemonError(f"cannot listen on {path}: {e.strerror}; choose another --socket") from None
+        finally:
+            os.umask(old_mask)
+        try:
+            yield
+        finally:
+            server.close()
+
+
+@contextlib.contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    """The path is this process's while the context lasts: free at its start, gone at its end."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise DaemonError(f"socket path {path} is longer than {MAX_PATH_BYTES} bytes; choose a shorter one")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DaemonError(
+                f"another daemon serves {path}; stop it, or give this one another --socket"
+            ) from None
+        # Whoever holds the lock owns the path: a socket that lies there was left by a daemon that died.
+        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Mapping[str, Handler]
+) -> None:
+    client = _Client(writer, {})
+    frames = FrameReader(max_items=MAX_ITEMS)
+    try:
+        async with asyncio.TaskGroup() as calls:
+            while data := await reader.read(READ_BYTES):
+                for fields, _ in frames.feed(data):
+                    _on_frame(client, fields, handlers, calls)
+            for task in client.calls.values():
+                task.cancel()
+    except* ProtocolError as errors:
+        log.warning("control client dropped: %s", errors.exceptions[0])
+    except* ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+def _on_frame(
+    client: _Client, fields: list[Any], handlers: Mapping[str, Handler], calls: asyncio.TaskGroup
+) -> None:
+    match fields:
+        case [ControlType.CALL, int(call), str(verb), dict(args)]:
+            if call in client.calls or len(client.calls) >= MAX_CALLS:
+                raise ProtocolError(f"call {call} is running already, or {MAX_CALLS} others are")
+            task = calls.create_task(_answer(client, call, verb, args, handlers))
+            client.calls[call] = task
+            task.add_done_callback(lambda _: client.calls.pop(call, None))
+        case [ControlType.CANCEL, int(call)]:
+            if call in client.calls:
+                client.calls[call].cancel()
+        case _:
+            raise ProtocolError("not a frame of the control socket; is this an ecd of another release?")
+
+
+async def _answer(
+    client: _Client, call: int, verb: str, args: dict[str, Any], handlers: Mapping[str, Handler]
+) -> None:
+    async def emit(event: dict[str, Any]) -> None:
+        await client.send(ControlType.EVENT, call, event)
+
+    try:
+        handler = handlers.get(verb)
+        if handler is None:
+            raise BadRequest(f"this daemon knows no {verb!r}; it knows {', '.join(sorted(handlers))}")
+        await client.send(ControlType.RESULT, call, await handler(args, emit))
+    except EcdError as e:
+        with contextlib.suppress(ConnectionError):
+            await client.send(ControlType.FAILURE, call, int(e.code), str(e))
+    except ConnectionError:
+        log.debug("client of %s went away", verb)
+    except asyncio.CancelledError:
+        with contextlib.suppress(ConnectionError):
+            await client.send(ControlType.FAILURE, call, int(Code.CANCELLED), "cancelled")
+    except Exception:
+        log.exception("%s failed", verb)
+        with contextlib.suppress(ConnectionError):
+            await client.send(
+                ControlType.FAILURE, call, int(Code.INTERNAL), f"{verb} failed; see the daemon's log"
+            )

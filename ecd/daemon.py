@@ -1,0 +1,102 @@
+"""What both daemons have in common: the event loop, signals, logging, background tasks and their end.
+
+SIGTERM drains (running answers finish, nothing new starts), SIGINT stops, a second signal ends the process at
+once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from ecd import __version__
+from ecd.config import Daemon
+from ecd.engine.llama import LlamaModel
+from ecd.wire.connection import Role, Settings
+
+log = logging.getLogger(__name__)
+
+EXIT_SECOND_SIGNAL = 130
+
+
+class Lifecycle:
+    """Whether the daemon should go on: `ending` is set when it should end, `draining` if that may take its
+    time.
+    """
+
+    def __init__(self) -> None:
+        self.ending = asyncio.Event()
+        self.draining = False
+
+    def end(self, *, drain: bool) -> None:
+        """Asks the daemon to end; the second time, ends the process at once."""
+        if self.ending.is_set():
+            log.warning("second signal: ending at once")
+            os._exit(EXIT_SECOND_SIGNAL)
+        self.draining = drain
+        self.ending.set()
+
+
+def run_daemon(main: Callable[[Lifecycle], Awaitable[None]], log_level: str) -> None:
+    """Runs a daemon's main coroutine on uvloop with signals wired to its lifecycle."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+    async def guarded() -> None:
+        life = Lifecycle()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: life.end(drain=True))
+        loop.add_signal_handler(signal.SIGINT, lambda: life.end(drain=False))
+        await main(life)
+
+    uvloop.run(guarded())
+
+
+def link_settings(role: Role, config: Daemon, model: LlamaModel, limits: dict[str, int]) -> Settings:
+    """One end's side of the negotiation, from its configuration and its model."""
+    return Settings(
+        role=role,
+        agent=f"ecd/{__version__}",
+        fingerprint=model.fingerprint(),
+        limits=limits,
+        model={"name": Path(config.model).name, "context_train": model.context_train},
+        token=config.token,
+        ping_interval_s=config.keepalive.ping_interval_s,
+        silence_s=config.keepalive.silence_s,
+        handshake_s=config.keepalive.handshake_s,
+    )
+
+
+async def until_end(life: Lifecycle, drain: Callable[[], Awaitable[None]], drain_s: float) -> None:
+    """Returns when the daemon should stop; before that, drains for at most `drain_s` if it should."""
+    await life.ending.wait()
+    if life.draining:
+        log.info("draining: running sessions have %g s to finish", drain_s)
+        try:
+            async with asyncio.timeout(drain_s):
+                await drain()
+        except TimeoutError:
+            log.warning("not drained within %g s; stopping anyway", drain_s)
+    log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def background(*coroutines: Awaitable[None]) -> AsyncIterator[None]:
+    """Runs coroutines while the context lasts; one that fails ends the daemon, since none of them ever
+    returns.
+    """
+
+    async def run(coroutine: Awaitable[None]) -> None:
+        await coroutine
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(coroutine)) for coroutine in coroutines]
+        yield
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,272 @@
+"""What the edge offers on its control socket: `run` and the calls that look at or steer what runs.
+
+Owns the request's and the result's shape, as docs/PROTOCOL.md lists them.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ecd.control import Emit, Handler
+from ecd.edge.generation import Request
+from ecd.edge.service import Answer, Chunk, EdgeService
+from ecd.errors import BadRequest, EcdError
+from ecd.prompt import Tokenizer, prompt_tokens
+from ecd.sampling import Sampling
+from ecd.wire.messages import Finish
+
+MAX_U32 = (1 << 32) - 1
+
+
+class RunArgs(BaseModel):
+    """Arguments of `run`. A text prompt under `chat` is one user message; `seed` None draws one.
+
+    patience_ms: how long the cloud may hold a step back for hints (None: the edge's setting).
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str | list[dict[str, str]]
+    chat: bool = True
+    mode: str = "exact"
+    seed: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: list[tuple[int, float]] | list[list[float]] = Field(default_factory=list)
+    max_tokens: int = Field(default=256, ge=1, le=1 << 20)
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    draft: bool = True
+    patience_ms: float | Literal["rounds"] | None = None
+    hint_tokens: int = Field(default=1, ge=1, le=64)
+
+    def sampling(self) -> Sampling:
+        """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
+        seed = self.seed if self.seed is not None else random.SystemRandom().getrandbits(32)
+        return Sampling.of(
+            self.mode,
+            self.temperature,
+            seed=seed,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple((int(token), float(bias)) for token, bias in self.logit_bias),
+        )
+
+
+def parse_run(args: dict[str, Any]) -> RunArgs:
+    """Validated arguments. Raises BadRequest that names the argument."""
+    try:
+        return RunArgs.model_validate(args)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str)) or "arguments"
+        raise BadRequest(f"{where}: {first['msg']}") from None
+
+
+def patience_us(patience_ms: float | Literal["rounds"]) -> int:
+    """Patience as OPEN carries it; `rounds` is as long as the cloud ever waits."""
+    if patience_ms == "rounds":
+        return MAX_U32
+    if not 0 <= patience_ms <= MAX_U32 / 1000:
+        raise BadRequest(f"patience_ms must be in [0, {MAX_U32 // 1000}] or `rounds`, not {patience_ms!r}")
+    return int(patience_ms * 1000)
+
+
+def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished answer."""
+    request, tally = answer.generation.request, answer.generation.tally
+    ids = answer.generation.committed
+    first, last = answer.first_at or answer.started_at, answer.last_at or answer.started_at
+    later = len(ids) - answer.first_tokens
+    return {
+        "id": answer.id,
+        "model": model.get("name"),
+        "text": answer.text.text,
+        "token_ids": list(ids),
+        "prompt_token_ids": list(request.prompt),
+        "origins": [origin.name.lower().replace("_", "-") for origin in answer.generation.origins],
+        "finish_reason": finish.name.lower(),
+        "seed": request.sampling.seed,
+        "sampling": request.sampling.to_map(),
+        "stop": list(request.stop),
+        "max_tokens": request.max_tokens,
+        "usage": {
+            "prompt_tokens": len(request.prompt),
+            "completion_tokens": len(ids),
+            "total_tokens": len(request.prompt) + len(ids),
+        },
+        "stats": {
+            "ttft_ms": (first - answer.started_at) * 1000,
+            "total_ms": (last - answer.started_at) * 1000,
+            "tokens_per_s": later / (last - first) if later and last > first else 0.0,
+            "drafted": tally.drafted,
+            "verified": tally.verified,
+            "accepted": tally.accepted,
+            "acceptance_rate": tally.accepted / tally.verified if tally.verified else 0.0,
+            "target_forwards": tally.forwards,
+            "target_forwards_without_hints": tally.forwards_without_hints,
+            "target_step_ms": tally.step_us / 1000,
+            "wire_bytes_up": answer.wire_up,
+            "wire_bytes_down": answer.wire_down,
+            "rtt_ms": answer.rtt_ms,
+            "resumed": tally.resumed,
+        },
+    }
+
+
+class EdgeCalls:
+    """Handlers of the edge's control socket. `ahead`, `patience` are the edge's settings; `drain` ends the
+    daemon.
+    """
+
+    def __init__(
+        self,
+        service: EdgeService,
+        tokenizer: Tokenizer,
+        *,
+        model_name: str,
+        ahead: int,
+        patience: float | Literal["rounds"],
+        drain: Callable[[], None],
+    ):
+        self._service = service
+        self._tokenizer = tokenizer
+        self._model_name = model_name
+        self._ahead = ahead
+        self._patience = patience
+        self._drain = drain
+
+    def handlers(self) -> dict[str, Handler]:
+        """By name of the call."""
+        return {
+            "run": self.run,
+            "status": self.status,
+            "stats": self.stats,
+            "sessions": self.sessions,
+            "cancel": self.cancel,
+            "drain": self.drain,
+        }
+
+    async def run(self, given: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """One prompt to its end; an event per piece of text. Cancelling the call cancels the session."""
+        args = parse_run(given)
+        patience = self._patience if args.patience_ms is None else args.patience_ms
+        request = Request(
+            prompt=prompt_tokens(self._tokenizer, args.prompt, chat=args.chat),
+            sampling=args.sampling(),
+            max_tokens=args.max_tokens,
+            stop=tuple(args.stop),
+            ahead=self._ahead if args.draft else 0,
+            patience_us=patience_us(patience),
+            hint_tokens=args.hint_tokens,
+        )
+        answer = self._service.start(request)
+        try:
+            await emit(
+                {
+                    "event": "started",
+                    "id": answer.id,
+                    "seed": request.sampling.seed,
+                    "prompt_tokens": len(request.prompt),
+                    "link": str(self._service.uplink.state),
+                }
+            )
+            while True:
+                match await answer.chunks.get():
+                    case Chunk() as chunk:
+                        event = {
+                            "event": "text",
+                            "text": chunk.text,
+                            "ids": chunk.ids,
+                            "origins": chunk.origins,
+                        }
+                        await emit(event)
+                    case Finish() as finish:
+                        return result_of(answer, finish, self._service.cloud_model)
+                    case EcdError() as error:
+                        raise error
+        finally:
+            if answer.id in self._service.answers:
+                self._service.cancel(answer.id)
+
+    async def status(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """The link and what is served over it."""
+        uplink = self._service.uplink
+        rtt = uplink.link.connection.rtt if uplink.link else None
+        load = uplink.link.connection.peer_load if uplink.link else {}
+        return {
+            "role": "edge",
+            "state": "draining" if self._service.draining else "serving",
+            "draft_model": self._model_name,
+            "target_model": self._service.cloud_model,
+            "link": {
+                "state": str(uplink.state),
+                "cloud": f"{uplink.host}:{uplink.port}",
+                "reason": uplink.reason,
+                "refused": uplink.refused is not None,
+                "connects": uplink.connects,
+                "rtt_ms": rtt.smoothed_s * 1000 if rtt and rtt.smoothed_s is not None else None,
+                "rtt_variation_ms": rtt.variation_s * 1000 if rtt and rtt.smoothed_s is not None else None,
+                "cloud_load": load,
+            },
+            "sessions": len(self._service.answers),
+        }
+
+    async def stats(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """Counters since start, finished answers only, and what follows from them."""
+        totals = self._service.totals
+        wire_in, wire_out = self._service.uplink.wire_bytes
+        return {
+            **asdict(totals),
+            "running": len(self._service.answers),
+            "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
+            "forwards_per_token": totals.target_forwards / totals.committed if totals.committed else 0.0,
+            "link_connects": self._service.uplink.connects,
+            "wire_bytes_in": wire_in,
+            "wire_bytes_out": wire_out,
+            "wire_bytes_per_token": (wire_in + wire_out) / totals.committed if totals.committed else 0.0,
+        }
+
+    async def sessions(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """One line per running answer."""
+        return {
+            "sessions": [
+                {
+                    "id": a.id,
+                    "phase": a.generation.phase.name.lower(),
+                    "drafting": a.generation.slot is not None,
+                    "prompt_tokens": len(a.generation.request.prompt),
+                    "completion_tokens": len(a.generation.committed),
+                    "ahead": len(a.generation.guesses),
+                    "verified": a.generation.tally.verified,
+                    "accepted": a.generation.tally.accepted,
+                    "target_forwards": a.generation.tally.forwards,
+                }
+                for a in self._service.answers.values()
+            ]
+        }
+
+    async def cancel(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """Ends the session with number `id`."""
+        number = args.get("id")
+        if type(number) is not int:
+            raise BadRequest("cancel needs the session's number as `id`")
+        self._service.cancel(number)
+        return {"cancelled": number}
+
+    async def drain(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """Finishes what runs, takes nothing new, and then ends the daemon."""
+        await self._service.drain()
+        self._drain()
+        return {"drained": True}

@@ -1,0 +1,340 @@
+"""The edge daemon: prompts in from the control socket, hints up, committed tokens down, text out.
+
+Wires `Generation`, a `Drafter` and the `Uplink` together. The event loop owns all state; the drafter's thread
+only runs one forward at a time on what it is handed.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from ecd.edge.drafter import Drafter, DraftTask
+from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.edge.uplink import Uplink
+from ecd.errors import BadRequest, Code, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.sampling import Guess
+from ecd.text import TextStream
+from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received
+from ecd.wire.messages import Finish, Reset, Tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Something new to show: text, and the tokens and origins that became known with it."""
+
+    text: str
+    ids: tuple[int, ...]
+    origins: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One running request: its generation, its text, and where its chunks go. Times are monotonic."""
+
+    id: int
+    generation: Generation
+    text: TextStream
+    started_at: float
+    chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
+    first_at: float | None = None
+    first_tokens: int = 0
+    last_at: float | None = None
+    wire_up: int = 0
+    wire_down: int = 0
+    rtt_ms: float | None = None
+    waiting_since: float | None = None
+
+
+@dataclass(slots=True)
+class EdgeTotals:
+    """Counters since start, as `stats` shows them."""
+
+    answers: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    committed: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    target_forwards: int = 0
+    resumed: int = 0
+
+
+class EdgeService:
+    """All answers of one edge.
+
+    piece: a token's bytes. link_wait_s: how long an answer may go without a link before it fails.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        *,
+        n_vocab: int,
+        piece: Callable[[int], bytes],
+        prefill_chunk_tokens: int,
+        link_wait_s: float,
+    ):
+        self.totals = EdgeTotals()
+        self.answers: dict[int, Answer] = {}
+        self.draining = False
+        self.cloud_model: dict[str, Any] = {}
+        self.cloud_limits: dict[str, Any] = {}
+        self._drafter = drafter
+        self._free_slots = list(range(drafter.slots - 1, -1, -1))
+        self._n_vocab = n_vocab
+        self._piece = piece
+        self._chunk_tokens = prefill_chunk_tokens
+        self._link_wait_s = link_wait_s
+        self._thread = ThreadPoolExecutor(1, "drafter")
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(1)
+        self._by_stream: dict[int, Answer] = {}
+        self._to_release: list[int] = []
+        self._draft_wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._uplink: Uplink | None = None
+
+    def attach(self, uplink: Uplink) -> None:
+        """Gives the service its link; before anything is asked of it."""
+        self._uplink = uplink
+
+    # -- requests
+
+    def start(self, request: Request) -> Answer:
+        """Begins an answer. Raises LinkError when the cloud refuses this edge, EcdError when no answer may
+        start.
+        """
+        if self.draining:
+            raise LinkError("this edge is draining and takes no new prompts")
+        if self.uplink.refused:
+            raise LinkError(
+                f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
+            )
+        now = monotonic()
+        answer = Answer(next(self._ids), Generation(request), TextStream(request.stop), now)
+        answer.waiting_since = now
+        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
+        if request.ahead and fits and self._free_slots:
+            answer.generation.slot = self._free_slots.pop()
+        self.answers[answer.id] = answer
+        self.totals.answers += 1
+        self._open(answer)
+        self._draft_wanted.set()
+        return answer
+
+    def cancel(self, answer_id: int) -> None:
+        """Ends an answer. Raises BadRequest when there is none of that number."""
+        answer = self.answers.get(answer_id)
+        if answer is None:
+            raise BadRequest(f"no session {answer_id} is running; `ecdctl sessions` lists them")
+        self._abandon(answer)
+        self.totals.cancelled += 1
+        self._end(answer, RemoteError(Code.CANCELLED, f"session {answer_id} was cancelled"))
+
+    async def drain(self) -> None:
+        """Takes no new prompts; returns when the last answer is complete."""
+        self.draining = True
+        while self.answers:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def stop(self) -> None:
+        """Ends what runs, and the drafter."""
+        for answer in list(self.answers.values()):
+            self._abandon(answer)
+            self._end(answer, RemoteError(Code.CANCELLED, "the edge is stopping"))
+        self._thread.submit(self._drafter.close)
+        self._thread.shutdown()
+
+    @property
+    def uplink(self) -> Uplink:
+        """The link to the cloud."""
+        if self._uplink is None:
+            raise LinkError("the edge has no link yet")
+        return self._uplink
+
+    # -- drafting
+
+    async def draft_forever(self) -> None:
+        """Drafts for every answer that may be drafted for; sleeps while none may."""
+        while True:
+            tasks = self._tasks()
+            if not tasks and not self._to_release:
+                self._draft_wanted.clear()
+                await self._draft_wanted.wait()
+                continue
+            release, self._to_release = self._to_release, []
+            batch = [task for _, task in tasks]
+            guesses = await self._loop.run_in_executor(self._thread, self._run_draft, release, batch)
+            for (answer, task), guess in zip(tasks, guesses, strict=True):
+                if answer.id in self.answers:
+                    self._perform(answer, self._drafted(answer, task, guess))
+
+    def _tasks(self) -> list[tuple[Answer, DraftTask]]:
+        """One task per answer that wants one; long contexts share one chunk per batch."""
+        tasks, chunk = [], self._chunk_tokens
+        for answer in self.answers.values():
+            task = answer.generation.next_task(max(1, chunk))
+            if task is not None:
+                tasks.append((answer, task))
+                chunk -= len(task.tokens)
+        return tasks
+
+    def _run_draft(self, release: list[int], tasks: list[DraftTask]) -> list[Guess | Exception | None]:
+        """In the drafter's thread. A failure ends the drafting of those that took part, not the answers."""
+        try:
+            for slot in release:
+                self._drafter.release(slot)
+            return list(self._drafter.draft(tasks)) if tasks else []
+        except Exception as e:
+            log.exception("drafting failed for %d answers; they go on without", len(tasks))
+            return [e] * len(tasks)
+
+    def _drafted(self, answer: Answer, task: DraftTask, guess: Guess | Exception | None) -> list[Command]:
+        if not isinstance(guess, Exception):
+            return answer.generation.drafted(task, guess)
+        self._free(answer)
+        return answer.generation.stop_drafting()
+
+    def _free(self, answer: Answer) -> None:
+        slot = answer.generation.slot
+        if slot is not None:
+            self._to_release.append(slot)
+            self._free_slots.append(slot)
+            answer.generation.slot = None
+            self._draft_wanted.set()
+
+    # -- link
+
+    def on_event(self, event: Event) -> None:
+        """Whatever happens on the link."""
+        match event:
+            case Connected():
+                self.cloud_model = getattr(event.peer, "model", {})
+                self.cloud_limits = event.peer.limits
+                for answer in list(self.answers.values()):
+                    self._open(answer)
+            case Received():
+                self._on_message(event)
+            case PeerDraining():
+                log.info("the cloud takes no new sessions: %s", event.message)
+            case Closed():
+                self._by_stream.clear()
+                for answer in self.answers.values():
+                    answer.generation.lost()
+                    answer.waiting_since = answer.waiting_since or monotonic()
+
+    async def give_up_forever(self) -> None:
+        """Fails answers that have been without a link for too long, or that the cloud will not have."""
+        while True:
+            await asyncio.sleep(0.25 if self.answers else 1.0)
+            now = monotonic()
+            for answer in list(self.answers.values()):
+                since = answer.waiting_since
+                if since is None:
+                    continue
+                if self.uplink.refused:
+                    self._end(answer, LinkError(f"the cloud refuses this edge: {self.uplink.refused}"))
+                elif now - since > self._link_wait_s:
+                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplink.reason}"
+                    self._end(answer, LinkError(reason))
+
+    def _open(self, answer: Answer) -> None:
+        link = self.uplink.link
+        if link is None or link.connection.peer_draining or answer.generation.phase is Phase.FINISHED:
+            return
+        stream = link.connection.new_stream()
+        self._by_stream[stream] = answer
+        answer.waiting_since = None
+        self._perform(answer, answer.generation.open(stream, self.cloud_limits.get("max_ahead", 0)))
+
+    def _abandon(self, answer: Answer) -> None:
+        """Tells the cloud that nobody wants the rest."""
+        if answer.generation.phase is Phase.STREAMING and self.uplink.link is not None:
+            self.uplink.link.send(Reset(answer.generation.stream, Code.CANCELLED, "cancelled by the user"))
+
+    def _on_message(self, event: Received) -> None:
+        message = event.message
+        answer = self._by_stream.get(message.stream)
+        if answer is None:
+            return
+        answer.wire_down += event.size
+        match message:
+            case Tokens():
+                try:
+                    if message.ids and max(message.ids) >= self._n_vocab:
+                        raise ProtocolError(
+                            f"token id {max(message.ids)} is not in the vocabulary of {self._n_vocab}"
+                        )
+                    self._perform(answer, answer.generation.receive(message))
+                except ProtocolError as e:
+                    log.error("the cloud broke the protocol: %s", e)
+                    if self.uplink.link is not None:
+                        self.uplink.link.close(e.code, str(e))
+                self._draft_wanted.set()
+            case Reset():
+                del self._by_stream[message.stream]
+                answer.generation.lost()
+                if message.code is Code.DRAINING:
+                    # Not this cloud, not now: the next connection opens it again.
+                    answer.waiting_since = monotonic()
+                else:
+                    self._end(answer, RemoteError(message.code, message.message))
+            case _:
+                log.debug("ignored %s", type(message).__name__)
+
+    def _perform(self, answer: Answer, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send():
+                    self._send(answer, command.message)
+                case Emit():
+                    self._emit(answer, command)
+                case Finished():
+                    self.totals.finished += 1
+                    self._end(answer, command.reason)
+
+    def _send(self, answer: Answer, message: Any) -> None:
+        if self.uplink.link is not None:
+            answer.wire_up += self.uplink.link.send(message)
+            rtt_s = self.uplink.link.connection.rtt.smoothed_s
+            answer.rtt_ms = None if rtt_s is None else rtt_s * 1000
+
+    def _emit(self, answer: Answer, emit: Emit) -> None:
+        now = monotonic()
+        if answer.first_at is None:
+            answer.first_at, answer.first_tokens = now, len(emit.ids)
+        answer.last_at = now
+        done = answer.generation.phase is Phase.FINISHED
+        text = ""
+        for index, token in enumerate(emit.ids):
+            text += answer.text.feed(self._piece(token), last=done and index == len(emit.ids) - 1)
+        names = tuple(origin.name.lower().replace("_", "-") for origin in emit.origins)
+        answer.chunks.put_nowait(Chunk(text, emit.ids, names))
+
+    def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
+        if self.answers.pop(answer.id, None) is None:
+            return
+        self._by_stream.pop(answer.generation.stream, None)
+        self._free(answer)
+        answer.generation.phase = Phase.FINISHED
+        self.totals.failed += isinstance(outcome, EcdError)
+        tally = answer.generation.tally
+        self.totals.committed += len(answer.generation.origins)
+        self.totals.drafted += tally.drafted
+        self.totals.verified += tally.verified
+        self.totals.accepted += tally.accepted
+        self.totals.target_forwards += tally.forwards
+        self.totals.resumed += tally.resumed
+        answer.chunks.put_nowait(outcome)
+        if not self.answers:
+            self._idle.set()

@@ -1,0 +1,130 @@
+"""The edge's one connection to the cloud: made, kept, lost and made again.
+
+Owns connect attempts and back-off. What travels on the link is the service's business.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from time import monotonic
+
+from ecd.wire.connection import Closed, Connected, Connection, Event, Settings
+from ecd.wire.link import Link
+
+log = logging.getLogger(__name__)
+
+
+class LinkState(StrEnum):
+    """CONNECTING while an attempt or a handshake runs, DOWN between attempts."""
+
+    CONNECTED = "connected"
+    CONNECTING = "connecting"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits between attempts: `first_s` doubled each time up to `longest_s`, of which a random half is taken
+    off.
+
+    The jitter keeps many edges from coming back in the same instant (AWS Architecture Blog 2015, 'Exponential
+    backoff and jitter', the 'equal jitter' variant).
+    """
+
+    first_s: float
+    longest_s: float
+
+    def delay_s(self, failures: int, rng: random.Random) -> float:
+        """Wait before the next attempt after so many failures in a row (at least 1)."""
+        ceiling = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
+        return ceiling * (0.5 + rng.random() / 2)
+
+
+class Uplink:
+    """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
+
+    `link` is the connected link or None. `refused` says why the cloud will not have this edge, None while it
+    may.
+    """
+
+    def __init__(
+        self, host: str, port: int, settings: Settings, backoff: Backoff, on_event: Callable[[Event], None]
+    ):
+        self.host, self.port = host, port
+        self.state = LinkState.DOWN
+        self.link: Link | None = None
+        self.reason = "not tried yet"
+        self.refused: str | None = None
+        self.connects = 0
+        self._settings = settings
+        self._backoff = backoff
+        self._on_event = on_event
+        self._closed = asyncio.Event()
+        self._wire_in = self._wire_out = 0
+
+    async def keep(self) -> None:
+        """Connects, and again whenever the connection ends, until cancelled."""
+        rng = random.Random()
+        failures = 0
+        while True:
+            connects = self.connects
+            await self._once()
+            failures = 1 if self.connects > connects else failures + 1
+            self.state = LinkState.DOWN
+            delay_s = self._backoff.longest_s if self.refused else self._backoff.delay_s(failures, rng)
+            await asyncio.sleep(delay_s)
+
+    @property
+    def wire_bytes(self) -> tuple[int, int]:
+        """Bytes received and sent since the start, over all connections."""
+        live = self.link.traffic if self.link else None
+        return self._wire_in + (live.bytes_in if live else 0), self._wire_out + (
+            live.bytes_out if live else 0
+        )
+
+    async def _once(self) -> None:
+        """One connection from attempt to end."""
+        self.state = LinkState.CONNECTING
+        self._closed.clear()
+        loop = asyncio.get_running_loop()
+        links: list[Link] = []
+
+        def protocol() -> Link:
+            links.append(Link(Connection(self._settings, monotonic()), self._on_link_event))
+            return links[-1]
+
+        try:
+            async with asyncio.timeout(self._settings.handshake_s):
+                await loop.create_connection(protocol, self.host, self.port)
+        except (OSError, TimeoutError) as e:
+            self._note(f"cannot reach the cloud at {self.host}:{self.port}: {e or 'timed out'}")
+            return
+        try:
+            await self._closed.wait()
+        finally:
+            links[-1].abort()
+            self._wire_in += links[-1].traffic.bytes_in
+            self._wire_out += links[-1].traffic.bytes_out
+
+    def _on_link_event(self, link: Link, event: Event) -> None:
+        match event:
+            case Connected():
+                self.state, self.link = LinkState.CONNECTED, link
+                self.connects += 1
+                self.refused = None
+                self.reason = ""
+                log.info("connected to the cloud at %s:%d (%s)", self.host, self.port, event.peer.agent)
+            case Closed():
+                self.link = None
+                self.refused = None if event.retry else event.message
+                self._note(event.message)
+                self._closed.set()
+        self._on_event(event)
+
+    def _note(self, reason: str) -> None:
+        if reason != self.reason:
+            log.warning("link down: %s", reason)
+        self.reason = reason

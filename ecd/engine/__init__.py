@@ -1,0 +1,1 @@
+"""Third-party inference engines, one file each."""

@@ -1,0 +1,195 @@
+"""llama.cpp: the one place that touches `llama_cpp`. A model with its vocabulary, and a context with many
+sequences.
+
+Owns batches, KV cells and the tokenizer. Knows nothing of sessions, hints or sampling: tokens in, logits out.
+A context is used from one thread at a time; the vocabulary may be read from any.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ecd.errors import EngineError, ModelError
+from ecd.wire.fingerprint import Fingerprint
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _silence(level: int, text: bytes, user_data: object) -> None:
+    """llama.cpp prints pages while it loads; what matters comes back as return codes."""
+
+
+llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+
+# GCC before 13 drops the stores that fill ggml's AMX tile configuration, and the first product of quantised
+# weights then dies of SIGILL. Which compiler built the library cannot be asked, so an AMX build does without
+# its special buffers.
+_BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+
+
+# From 64 tokens of a sequence in a batch on, llama.cpp's attention on CPUs works in coarser tiles: logits
+# then differ by more than 1 from those of the same tokens in smaller batches.
+MAX_SEGMENT_TOKENS = 63
+
+
+class LlamaModel:
+    """A loaded GGUF file. Raises ModelError when llama.cpp cannot load it."""
+
+    def __init__(self, path: Path, *, vocab_only: bool = False):
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.use_extra_bufts = not _BUILT_WITH_AMX
+        self.path = path
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelError(
+                f"llama.cpp cannot load {path}; is it a GGUF file of a supported architecture, and complete?"
+            )
+        self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.context_train: int = llama_cpp.llama_model_n_ctx_train(self.handle)
+        self.eog = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, t))
+        self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)
+        self.eos: int = llama_cpp.llama_vocab_eos(self._vocab)
+        template: bytes | None = llama_cpp.llama_model_chat_template(self.handle, None)
+        self.chat_template = template.decode() if template else None
+
+    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text; `add_bos` puts the model's own start token first where it has one."""
+        data = text.encode()
+        room = len(data) + 8
+        ids = (llama_cpp.llama_token * room)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_bos, parse_special)
+        if n < 0:
+            raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes")
+        return list(ids[:n])
+
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        """The bytes a token stands for; what only steers the model is empty unless `control` asks for its
+        name.
+        """
+        if token in self.eog and not control:
+            return b""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, control)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def fingerprint(self) -> Fingerprint:
+        """What another model must share so that token ids mean the same."""
+        vocab = self._vocab
+        buffer = ctypes.create_string_buffer(1024)
+
+        def piece(token: int) -> tuple[bytes, bool]:
+            n = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
+            return buffer.raw[:n] if n >= 0 else b"", bool(llama_cpp.llama_vocab_is_control(vocab, token))
+
+        special = {
+            "bos": self.bos,
+            "eos": self.eos,
+            "end_of_generation": sorted(self.eog),
+            "add_bos": bool(self.adds_bos),
+        }
+        return Fingerprint.of(
+            (piece(token) for token in range(self.n_vocab)),
+            special,
+            f"{self._meta('tokenizer.ggml.model')}/{self._meta('tokenizer.ggml.pre')}",
+            lambda text, parse_special: self.tokenize(text, add_bos=True, parse_special=parse_special),
+        )
+
+    def _meta(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        n = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n >= 0 else "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens to evaluate for one sequence from position `start` on; logits are wanted for the last `rows` of
+    them.
+    """
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+    rows: int
+
+
+class LlamaContext:
+    """A KV cache of `n_ctx` cells for each of `n_seq` sequences, and the batches that fill it.
+
+    What a sequence computes does not depend on what else is in the batch, with weights that llama.cpp
+    multiplies row by row (quantised ones on a CPU; BF16 products change with the number of rows): every
+    sequence has cells of its own, in the order of its positions, and attention sums them one by one.
+    docs/LOG.md has the numbers.
+    """
+
+    def __init__(self, model: LlamaModel, *, n_ctx: int, n_seq: int, n_batch: int, threads: int):
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx * n_seq
+        params.n_seq_max = n_seq
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = False
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.no_perf = True
+        self.n_batch = n_batch
+        self._model = model
+        self._n_vocab = model.n_vocab
+        self._handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise EngineError(
+                f"llama.cpp cannot make a context of {n_seq} x {n_ctx} tokens for {model.path.name}; "
+                "lower context_tokens or sessions"
+            )
+        self._memory = llama_cpp.llama_get_memory(self._handle)
+        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+
+    def decode(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
+        """Evaluates all segments in one batch of at most `n_batch` tokens.
+
+        Returns float32[rows, vocabulary] per segment, views that the next call overwrites. Raises
+        EngineError; the sequences' cells beyond their segments' starts are then undefined.
+        """
+        batch, n = self._batch, 0
+        for segment in segments:
+            first_row = len(segment.tokens) - segment.rows
+            for offset, token in enumerate(segment.tokens):
+                batch.token[n] = token
+                batch.pos[n] = segment.start + offset
+                batch.n_seq_id[n] = 1
+                batch.seq_id[n][0] = segment.sequence
+                batch.logits[n] = offset >= first_row
+                n += 1
+        batch.n_tokens = n
+        code = llama_cpp.llama_decode(self._handle, batch)
+        if code:
+            reason = (
+                "the KV cache is full; raise context_tokens" if code == 1 else f"llama_decode returned {code}"
+            )
+            raise EngineError(f"a batch of {n} tokens failed: {reason}")
+        total = sum(segment.rows for segment in segments)
+        if not total:
+            return [np.empty((0, self._n_vocab), np.float32) for _ in segments]
+        pointer = llama_cpp.llama_get_logits(self._handle)
+        logits = np.ctypeslib.as_array(pointer, shape=(total, self._n_vocab))
+        ends = np.cumsum([segment.rows for segment in segments])
+        return [logits[end - segment.rows : end] for end, segment in zip(ends, segments, strict=True)]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forgets the sequence's positions from `length` on."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def close(self) -> None:
+        """Frees the KV cache; the context must not be used afterwards."""
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._handle)

@@ -1,0 +1,103 @@
+"""The one error tree, and the codes that name an error on the wire.
+
+Every error a person may see derives from `EcdError` and says what failed, which setting or peer, and what to
+do.
+"""
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """Codes of ERROR, RESET and GOAWAY frames and of the control socket; docs/PROTOCOL.md lists them."""
+
+    NONE = 0
+    PROTOCOL = 1
+    VERSION = 2
+    FINGERPRINT = 3
+    AUTH = 4
+    LIMIT = 5
+    BUSY = 6
+    BAD_REQUEST = 7
+    UNKNOWN_PREFIX = 8
+    CONTEXT_OVERFLOW = 9
+    ENGINE = 10
+    DRAINING = 11
+    TIMEOUT = 12
+    CANCELLED = 13
+    INTERNAL = 14
+    SLOW_READER = 15
+    UNAVAILABLE = 16
+
+
+class EcdError(Exception):
+    """Root of everything ecd raises on purpose; `code` is what a peer is told."""
+
+    code = Code.INTERNAL
+
+
+class ConfigError(EcdError):
+    """A setting is missing, unknown or out of range."""
+
+    code = Code.BAD_REQUEST
+
+
+class BadRequest(EcdError):
+    """A request asks for something that cannot be done as asked."""
+
+    code = Code.BAD_REQUEST
+
+
+class ContextOverflow(BadRequest):
+    """Prompt and answer together do not fit the context."""
+
+    code = Code.CONTEXT_OVERFLOW
+
+
+class Overloaded(EcdError):
+    """There is no room now; the same request may succeed later."""
+
+    code = Code.BUSY
+
+
+class UnknownPrefix(BadRequest):
+    """An OPEN builds on a prompt prefix that the cloud does not hold."""
+
+    code = Code.UNKNOWN_PREFIX
+
+
+class ModelError(EcdError):
+    """A model file could not be found, fetched, checked, built or loaded."""
+
+    code = Code.ENGINE
+
+
+class EngineError(EcdError):
+    """The inference engine failed while running."""
+
+    code = Code.ENGINE
+
+
+class ProtocolError(EcdError):
+    """The peer sent something the protocol does not allow; ends one connection."""
+
+    code = Code.PROTOCOL
+
+
+class LinkError(EcdError):
+    """A connection could not be made or was lost."""
+
+    code = Code.UNAVAILABLE
+
+
+class DaemonError(EcdError):
+    """A daemon could not start, or cannot be reached over its control socket."""
+
+    code = Code.UNAVAILABLE
+
+
+class RemoteError(EcdError):
+    """An error told by a peer, with the code it gave."""
+
+    def __init__(self, code: Code, message: str):
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,1 @@
+"""Tools to measure and test with: the emulated link and whole systems on loopback."""

@@ -1,0 +1,121 @@
+"""A system on loopback: `ecd cloud` and `ecd edge` as real processes, for the demo, tests and benchmarks.
+
+Owns starting, waiting, killing and stopping them. What is asked of them goes through `ecd.client`.
+"""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecd.client import BlockingClient
+from ecd.errors import DaemonError
+
+READY_S = 120.0
+STOP_S = 20.0
+POLL_S = 0.02
+
+
+@dataclass(slots=True)
+class DaemonProcess:
+    """One daemon: its command line, and the folder of its control socket and log."""
+
+    role: str
+    flags: list[str]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / f"{self.role}.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.role}.log"
+
+    def start(self) -> None:
+        """Starts the process; `wait` says when it is ready."""
+        command = [sys.executable, "-m", "ecd", self.role, "--socket", str(self.socket), *self.flags]
+        with self.log.open("ab") as log:
+            # A session of its own, so that Ctrl-C at a terminal reaches whoever started it and not the daemon
+            # too.
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The daemon's status once `ready` holds of it. Raises DaemonError with the log's end if it never
+        does.
+        """
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                raise DaemonError(
+                    f"`ecd {self.role}` ended with code {self.process.returncode}: {self._last_words()}"
+                )
+            with contextlib.suppress(DaemonError):
+                status = self.call("status")
+                if ready(status):
+                    return status
+            time.sleep(POLL_S)
+        raise DaemonError(f"`ecd {self.role}` was not ready within {READY_S:g} s: {self._last_words()}")
+
+    def call(self, verb: str, **args: Any) -> dict[str, Any]:
+        """One call on the control socket."""
+        with BlockingClient(self.socket) as client:
+            return client.call(verb, **args)
+
+    def signal(self, number: int) -> int:
+        """Sends a signal and waits for the end; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(STOP_S)
+
+    def stop(self) -> int:
+        """Stops it, by force if it will not; the exit code."""
+        if self.process is None or self.process.poll() is not None:
+            return 0
+        try:
+            return self.signal(signal.SIGINT)
+        except subprocess.TimeoutExpired:
+            return self.signal(signal.SIGKILL)
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return " / ".join(lines[-3:]) or "it said nothing"
+
+
+@contextlib.contextmanager
+def running_cloud(
+    folder: Path, target: str, *flags: str, listen: str = "127.0.0.1:0"
+) -> Iterator[DaemonProcess]:
+    """A cloud that runs while the context lasts; `address_of` says where."""
+    daemon = DaemonProcess("cloud", ["--model", target, "--listen", listen, *flags], folder)
+    with _running(daemon, lambda status: True):
+        yield daemon
+
+
+@contextlib.contextmanager
+def running_edge(folder: Path, draft: str, cloud: str, *flags: str) -> Iterator[DaemonProcess]:
+    """An edge that runs while the context lasts, connected when it begins."""
+    daemon = DaemonProcess("edge", ["--model", draft, "--cloud", cloud, *flags], folder)
+    with _running(daemon, lambda status: bool(status["link"]["state"] == "connected")):
+        yield daemon
+
+
+@contextlib.contextmanager
+def _running(daemon: DaemonProcess, ready: Callable[[dict[str, Any]], bool]) -> Iterator[None]:
+    try:
+        daemon.start()
+        daemon.wait(ready)
+        yield
+    finally:
+        daemon.stop()
+
+
+def address_of(cloud: DaemonProcess) -> str:
+    """Where a running cloud listens."""
+    return str(cloud.call("status")["listen"])

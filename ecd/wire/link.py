@@ -1,0 +1,225 @@
+"""The asyncio adapter of `Connection`: one TCP socket, one timer, one priority queue of frames.
+
+Owns socket options, write order and back-pressure. Decides nothing about the protocol.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import cast
+
+from ecd.errors import Code
+from ecd.wire.connection import Closed, Connection, Event, Outgoing, Priority, State
+from ecd.wire.messages import Message
+
+# What the kernel may hold unsent, and what the transport may hold before we do: short, so that order is ours
+# to choose.
+KERNEL_UNSENT_BYTES = 16 << 10
+TRANSPORT_BYTES = 32 << 10
+# A peer that lets this much pile up is not reading.
+MAX_QUEUED_BYTES = 8 << 20
+WRITE_BYTES = 16 << 10
+# A peer that delivers this much at once waits for the other peers' turn.
+FAIR_BYTES = 32 << 10
+
+
+class PriorityQueue:
+    """Frames waiting to be written: more urgent classes first, and every stream's frames in their own order.
+
+    A frame never overtakes an earlier one of its stream, a RESET not the tokens before it, a hint not the
+    prompt. Bulk data alone holds nothing up.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[Priority, deque[Outgoing]] = {p: deque() for p in Priority}
+        self._waiting: dict[int, Counter[Priority]] = {}
+        self.size_bytes = 0
+
+    def push(self, frame: Outgoing) -> None:
+        """Puts a frame in line."""
+        priority = frame.priority
+        if frame.stream and priority is not Priority.BULK:
+            waiting = self._waiting.setdefault(frame.stream, Counter())
+            priority = max((priority, *waiting))
+            waiting[priority] += 1
+        self._classes[priority].append(frame)
+        self.size_bytes += len(frame.data)
+
+    def pop(self, at_most_bytes: int) -> bytes:
+        """The next frames as one piece, whole frames up to `at_most_bytes` but at least one; empty when none
+        waits.
+        """
+        taken: list[bytes] = []
+        room = at_most_bytes
+        for priority, frames in self._classes.items():
+            while frames and (not taken or len(frames[0].data) <= room):
+                frame = frames.popleft()
+                taken.append(frame.data)
+                room -= len(frame.data)
+                self._settle(frame.stream, priority)
+            if frames:
+                break
+        data = b"".join(taken)
+        self.size_bytes -= len(data)
+        return data
+
+    def _settle(self, stream: int, priority: Priority) -> None:
+        waiting = self._waiting.get(stream)
+        if waiting is None or priority is Priority.BULK:
+            return
+        waiting[priority] -= 1
+        if not waiting[priority]:
+            del waiting[priority]
+        if not waiting:
+            del self._waiting[stream]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes and frames-in-one-write counted on one link."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    writes: int = 0
+
+
+class Link(asyncio.Protocol):
+    """Runs a `Connection` over a socket; events go to `on_event(link, event)`, `Closed` last and once."""
+
+    def __init__(self, connection: Connection, on_event: Callable[["Link", Event], None]):
+        self.connection = connection
+        self.traffic = Traffic()
+        self.peername = "?"
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._queue = PriorityQueue()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_due = False
+        self._paused = False
+        self._told = False
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
+        self.peername = "{}:{}".format(*transport.get_extra_info("peername", ("?", "?"))[:2])
+        set_tcp_options(transport.get_extra_info("socket"), self.connection.settings.silence_s)
+        self._after([])
+
+    def data_received(self, data: bytes) -> None:
+        self.traffic.bytes_in += len(data)
+        self._after(self.connection.receive(data, monotonic()))
+        if len(data) > FAIR_BYTES and self._transport is not None and not self._told:
+            # uvloop would read on and on from a peer that floods; the others have their turn first.
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._after(
+            self.connection.lost(f"the connection to {self.peername} was lost: {exc or 'closed by the peer'}")
+        )
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    # -- for the services
+
+    def send(self, message: Message) -> int:
+        """Queues a message; returns its bytes on the wire, 0 when its stream or the connection has ended."""
+        size = self.connection.send(message)
+        self._schedule_flush()
+        return size
+
+    def drain(self, message: str) -> None:
+        """Asks the peer to open no more streams."""
+        self.connection.drain(message)
+        self._schedule_flush()
+
+    def close(self, code: Code, message: str) -> None:
+        """Tells the peer why and closes once that is written."""
+        self._after(self.connection.close(code, message))
+
+    def abort(self) -> None:
+        """Drops the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- inside
+
+    def _after(self, events: list[Event]) -> None:
+        for event in events:
+            if self._told:
+                break  # a handler of an earlier event closed the link
+            self._told = isinstance(event, Closed)
+            self._on_event(self, event)
+        self._schedule_flush()
+        self._arm_timer()
+        if self._told and self._transport is not None:
+            self._flush()
+            if self._transport is not None:
+                self._transport.close()
+
+    def _arm_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self.connection.next_timer()
+        # The loop's own clock may tick in whole milliseconds, too coarse to measure a round trip with.
+        self._timer = (
+            None if due is None else self._loop.call_later(max(0, due - monotonic()), self._on_timer)
+        )
+
+    def _on_timer(self) -> None:
+        self._after(self.connection.timeout(monotonic()))
+        if self.connection.state is State.CLOSED:
+            # A peer that fell silent does not acknowledge the farewell either.
+            self.abort()
+
+    def _schedule_flush(self) -> None:
+        # Once per turn of the loop, so that what one engine step says to all sessions leaves in one packet.
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        for frame in self.connection.output():
+            self._queue.push(frame)
+        while self._transport is not None and not self._paused and self._queue.size_bytes:
+            data = self._queue.pop(WRITE_BYTES)
+            self.traffic.bytes_out += len(data)
+            self.traffic.writes += 1
+            self._transport.write(data)
+        if self._queue.size_bytes > MAX_QUEUED_BYTES and not self._told:
+            self._after(self.connection.close(Code.SLOW_READER, f"{self.peername} does not read"))
+            self.abort()
+
+
+def set_tcp_options(sock: socket.socket | None, dead_after_s: float) -> None:
+    """No Nagle, a short kernel queue, and unacknowledged data that gives up after `dead_after_s`; where TCP
+    has them.
+    """
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    options = (
+        ("TCP_NODELAY", 1),
+        ("TCP_NOTSENT_LOWAT", KERNEL_UNSENT_BYTES),
+        ("TCP_USER_TIMEOUT", int(dead_after_s * 1000)),
+    )
+    for name, value in options:
+        with contextlib.suppress(AttributeError, OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,187 @@
+"""Admission, and who takes part in the next step."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecd.cloud.batcher import Batcher
+from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.verifier import Capacity, Judged, StepResult
+from ecd.errors import ContextOverflow, EngineError, Overloaded
+from ecd.sampling import Verdict
+from ecd.wire.messages import Draft, Finish, Open
+
+VOCABULARY = Vocabulary(50, frozenset({0}), lambda token: b"x")
+
+
+def session(prompt: int = 4, max_tokens: int = 6, patience_us: int = 0) -> Session:
+    request = Open(1, None, 0, tuple(range(1, prompt + 1)), (), {}, max_tokens, (), patience_us)
+    return Session.of(request, VOCABULARY, 8, 0.0)
+
+
+def batcher(sessions: int = 4, session_tokens: int = 100, max_verify: int = 2, max_queue: int = 3) -> Batcher:
+    return Batcher(Capacity(sessions, session_tokens), max_verify, max_queue)
+
+
+def judged(*tokens: int, accepted: int = 0, verified: int = 0) -> Judged:
+    return Judged(Verdict(tokens, accepted), verified)
+
+
+def test_sessions_come_in_up_to_the_capacity_and_then_wait_in_order() -> None:
+    b = batcher(sessions=2)
+    for key in (10, 11, 12, 13):
+        b.add(key, session())
+    assert (list(b.running), list(b.queue)) == ([10, 11], [12, 13])
+    assert b.remove(10)
+    assert (list(b.running), list(b.queue)) == ([11, 12], [13])
+    assert b.totals.sessions == 4
+
+
+def test_a_session_needs_a_place_however_long_it_is() -> None:
+    b = batcher(sessions=2, session_tokens=32)
+    for key in (1, 2, 3):
+        b.add(key, session(15, 15))
+    b.add(4, session(1, 1))
+    assert (list(b.running), list(b.queue)) == ([1, 2], [3, 4])
+    b.remove(3)
+    assert (list(b.running), list(b.queue)) == ([1, 2], [4]), "one that waited gave up"
+    b.remove(1)
+    assert list(b.running) == [2, 4]
+
+
+def test_what_never_fits_is_refused_at_once() -> None:
+    b = batcher(session_tokens=12)
+    b.add(1, session(4, 6))
+    with pytest.raises(ContextOverflow, match="context of 10"):
+        b.add(2, session(4, 7))
+    assert b.totals.sessions == 1
+    assert b.get(2) is None
+
+
+def test_a_full_queue_refuses() -> None:
+    b = batcher(sessions=1, max_queue=2)
+    for key in (1, 2, 3):
+        b.add(key, session())
+    with pytest.raises(Overloaded, match="2 sessions are waiting"):
+        b.add(4, session())
+    assert b.get(4) is None
+    b.remove(3)
+    b.add(4, session())
+    assert list(b.queue) == [2, 4]
+    assert b.totals.sessions == 4
+
+
+def test_without_a_queue_sessions_come_in_while_there_is_room() -> None:
+    b = batcher(sessions=1, max_queue=0)
+    b.add(1, session())
+    assert list(b.running) == [1]
+    with pytest.raises(Overloaded, match="0 sessions are waiting"):
+        b.add(2, session())
+    b.remove(1)
+    b.add(3, session())
+    assert list(b.running) == [3]
+
+
+def test_removal_tells_whether_it_was_running_and_keeps_its_counts() -> None:
+    b = batcher(sessions=1)
+    one, two = session(), session()
+    b.add(1, one)
+    b.add(2, two)
+    one.hint(Draft(1, 4, 4, (7, 99)))
+    one.commit(Verdict((8,), 0), 1, 0.0)
+    assert (one.board.dropped, one.invalid_hints) == (1, 1)
+    assert b.get(1) is one
+    assert b.get(2) is two
+    assert b.remove(2) is False
+    assert b.remove(1) is True
+    assert b.remove(1) is False
+    assert (b.totals.dropped_hints, b.totals.invalid_hints) == (1, 1)
+    assert b.get(1) is None
+
+
+def test_the_plan_holds_every_running_session_with_its_hints() -> None:
+    b = batcher(sessions=2)
+    for key in (1, 2, 3):
+        b.add(key, session())
+    one = b.running[1]
+    one.hint(Draft(1, 4, 4, (7, 8, 9)))
+    plan = b.plan(0.0)
+    assert [(w.key, list(w.tokens), w.prompt_len, [h.token for h in w.hints]) for w in plan] == [
+        (1, [1, 2, 3, 4], 4, [7, 8]),
+        (2, [1, 2, 3, 4], 4, []),
+    ]
+    assert plan[0].sampling == one.sampling
+
+
+def test_patient_sessions_sit_out_until_their_time() -> None:
+    b = batcher()
+    for key, patience_us in ((1, 0), (2, 500_000), (3, 2_000_000)):
+        b.add(key, session(patience_us=patience_us))
+        b.apply(StepResult({key: judged(7)}), now=10.0)
+    assert [w.key for w in b.plan(10.0)] == [1]
+    assert [w.key for w in b.plan(10.5)] == [1, 2]
+    assert [w.key for w in b.plan(12.0)] == [1, 2, 3]
+    b.running[3].hint(Draft(1, 5, 5, (9,)))
+    assert [w.key for w in b.plan(10.0)] == [1, 3]
+
+
+def test_the_timer_is_the_first_patient_session() -> None:
+    b = batcher()
+    assert b.next_timer() is None
+    for key, patience_us in ((2, 500_000), (3, 2_000_000)):
+        b.add(key, session(patience_us=patience_us))
+        b.apply(StepResult({key: judged(7)}), now=10.0)
+    assert b.next_timer() == 10.5
+    b.remove(2)
+    assert b.next_timer() == 12.0
+    b.add(1, session())
+    timer = b.next_timer()
+    assert timer == -math.inf, "somebody need not wait at all"
+
+
+def test_outcomes_are_told_per_session_and_removed_ones_skipped() -> None:
+    b = batcher(sessions=3)
+    for key in (1, 2, 3, 4):
+        b.add(key, session())
+    b.remove(2)
+    error = EngineError("no")
+    result = StepResult(
+        {1: judged(7, 8, accepted=1, verified=2), 2: judged(9), 9: judged(9)}, {3: error, 8: error}, 5, 3
+    )
+    assert b.apply(result, 1.0) == [(1, Committed(4, (7, 8), 1, 2, Finish.NONE)), (3, error)]
+    assert b.running[1].tokens == [1, 2, 3, 4, 7, 8]
+    t = b.totals
+    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (1, 1, 0, 2)
+    assert (t.verified, t.accepted, t.failed, t.batch_tokens, t.batch_sessions) == (2, 1, 1, 5, 3)
+    b.apply(StepResult({1: judged(7), 4: judged(0)}, {}, 2, 2), 2.0)
+    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (2, 3, 2, 4)
+    assert (t.batch_tokens, t.batch_sessions) == (7, 5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.lists(st.one_of(st.tuples(st.integers(1, 30), st.integers(1, 30)), st.integers(0, 20)), max_size=40),
+)
+def test_admission_keeps_order_and_leaves_no_place_empty(
+    sessions: int, events: list[tuple[int, int] | int]
+) -> None:
+    b = batcher(sessions=sessions, session_tokens=64)
+    order: list[int] = []
+    for key, event in enumerate(events):
+        if isinstance(event, int):
+            b.remove(event)
+            order = [k for k in order if k != event]
+        else:
+            try:
+                b.add(key, session(*event))
+            except Overloaded:
+                assert (len(b.running), len(b.queue)) == (sessions, 3)
+            except ContextOverflow:
+                assert sum(event) > 62
+            else:
+                order.append(key)
+        assert [*b.running, *b.queue] == order
+        assert len(b.running) == min(sessions, len(order))

@@ -1,0 +1,283 @@
+"""One session in the cloud: what may be hinted, what is committed and when the text ends."""
+
+import math
+from typing import Any
+
+import pytest
+
+from ecd.cloud.session import MAX_PATIENCE_S, Committed, Session, Vocabulary
+from ecd.errors import BadRequest, Code, ContextOverflow
+from ecd.sampling import Hint, Rule, Verdict
+from ecd.wire.messages import Draft, Finish, HintWeights, Open
+
+END = 0
+# Token 1 is "a", 2 is "b" and so on; 27 is the first byte of a two-byte character.
+VOCABULARY = Vocabulary(40, frozenset({END}), lambda token: bytes([96 + token]) if token < 27 else b"\xc3")
+PROMPT = (5, 6, 7)
+
+
+def opened(now: float = 100.0, max_ahead: int = 8, **changes: Any) -> Session:
+    request = {
+        "stream": 1,
+        "prefix_hash": None,
+        "prefix_len": 0,
+        "prompt": PROMPT,
+        "committed": (),
+        "sampling": {},
+        "max_tokens": 10,
+        "stop": (),
+        "patience_us": 0,
+    }
+    return Session.of(Open(**(request | changes)), VOCABULARY, max_ahead, now)
+
+
+def draft(seen: int, base: int, *ids: int, q: tuple[HintWeights, ...] | None = None) -> Draft:
+    return Draft(1, seen, base, ids, q)
+
+
+def taken(session: Session, at_most: int = 99) -> list[int]:
+    return [hint.token for hint in session.take_hints(at_most)]
+
+
+def commit(
+    session: Session, *tokens: int, accepted: int = 0, verified: int = 0, now: float = 0.0
+) -> Committed:
+    return session.commit(Verdict(tokens, accepted), verified, now)
+
+
+# --- the end
+
+
+def test_tokens_are_committed_behind_the_prompt() -> None:
+    session = opened()
+    assert commit(session, 1) == Committed(3, (1,), 0, 0, Finish.NONE)
+    assert commit(session, 2, 3, accepted=1, verified=4) == Committed(4, (2, 3), 1, 4, Finish.NONE)
+    assert session.tokens == [*PROMPT, 1, 2, 3]
+    assert (session.forwards, session.verified, session.accepted, session.remaining) == (2, 4, 1, 7)
+
+
+def test_an_end_token_ends_it_and_is_committed() -> None:
+    session = opened()
+    assert commit(session, 1, END) == Committed(3, (1, END), 0, 0, Finish.STOP)
+    assert session.text.text == "a"
+
+
+def test_what_was_accepted_behind_the_end_does_not_count() -> None:
+    session = opened()
+    session.hint(draft(3, 3, 1, END, 4, 5))
+    done = commit(session, 1, END, 4, 5, 6, accepted=4, verified=4)
+    assert done == Committed(3, (1, END), 2, 4, Finish.STOP)
+    assert session.tokens == [*PROMPT, 1, END]
+    assert (session.accepted, session.verified) == (2, 4)
+
+
+def test_a_stop_string_ends_it_across_forwards() -> None:
+    session = opened(stop=("bc",))
+    assert commit(session, 1, 2).finish is Finish.NONE
+    assert session.text.text == "a"
+    assert commit(session, 3, 4, accepted=1, verified=1) == Committed(5, (3,), 1, 1, Finish.STOP)
+    assert session.text.text == "a"
+
+
+def test_max_tokens_end_it() -> None:
+    session = opened(max_tokens=2)
+    assert commit(session, 1).finish is Finish.NONE
+    assert commit(session, 2, 3, accepted=1) == Committed(4, (2,), 1, 0, Finish.LENGTH)
+    assert session.remaining == 0
+
+
+@pytest.mark.parametrize(("stop", "last"), [(("b",), 2), ((), END)], ids=["stop string", "end token"])
+def test_a_stop_at_the_last_token_is_a_stop(stop: tuple[str, ...], last: int) -> None:
+    assert commit(opened(max_tokens=2, stop=stop), 1, last).finish is Finish.STOP
+
+
+def test_the_prompt_is_not_searched_for_stop_strings() -> None:
+    session = opened(stop=("g",), prompt=(7, 7))
+    assert commit(session, 1).finish is Finish.NONE
+    spanning = opened(stop=("ga",), prompt=(7, 7))
+    assert commit(spanning, 1).finish is Finish.NONE
+
+
+# --- going on after a lost link
+
+
+def test_a_stop_string_may_begin_before_the_link_was_lost() -> None:
+    session = opened(committed=(1, 2), stop=("bc",))
+    assert (session.prompt_len, session.remaining, session.board.length) == (3, 8, 5)
+    assert session.text.text == "a"
+    assert commit(session, 3) == Committed(5, (3,), 0, 0, Finish.STOP)
+
+
+def test_half_a_character_may_have_been_committed_before_the_link_was_lost() -> None:
+    session = opened(committed=(1, 27), stop=("b",))
+    assert session.text.text == "a"
+    assert commit(session, 2).finish is Finish.STOP
+
+
+def test_hints_go_on_where_the_committed_tokens_end() -> None:
+    session = opened(committed=(1, 2))
+    session.hint(draft(5, 5, 3, 4))
+    assert taken(session) == [3, 4]
+    assert commit(session, 3, 4, 9, accepted=2, verified=2).base == 5
+
+
+# --- hints
+
+
+def test_no_more_hints_are_taken_than_may_be_committed_beside_the_targets_own() -> None:
+    session = opened(max_tokens=4)
+    session.hint(draft(3, 3, 1, 2, 3, 4, 5, 6))
+    assert taken(session) == [1, 2, 3]
+    assert taken(session, 2) == [1, 2]
+    commit(session, 1, 2, 3, accepted=2)
+    assert session.remaining == 1
+    session.hint(draft(6, 6, 4))
+    assert taken(session) == []
+
+
+def test_hints_outside_the_vocabulary_end_the_line() -> None:
+    session = opened()
+    session.hint(draft(3, 3, 1, 39, 40, 2))
+    assert taken(session) == [1, 39]
+    assert session.invalid_hints == 2
+
+
+def test_a_draft_of_garbage_only_does_not_pass_for_an_empty_one() -> None:
+    session = opened(patience_us=1_000_000)
+    commit(session, 1, now=7.0)
+    session.hint(draft(4, 4, 40, 41))
+    assert session.invalid_hints == 2
+    assert session.ready_at() == 8.0
+    session.hint(draft(4, 4))
+    assert session.ready_at() == -math.inf
+
+
+def test_drafts_that_knew_less_than_the_prompt_are_invalid() -> None:
+    session = opened()
+    session.hint(draft(2, 3, 1))
+    assert taken(session) == []
+    assert session.invalid_hints == 1
+
+
+def test_q_goes_with_its_hint() -> None:
+    session = opened(sampling={"rule": "rejection", "temperature": 1.0})
+    session.hint(draft(3, 3, 1, 2, q=(HintWeights((1, 9), b"\x05\xff"), HintWeights((2,), b"\x01"))))
+    hints = session.take_hints(9)
+    assert [(h.token, h.q and h.q.ids, h.q and h.q.weights) for h in hints] == [
+        (1, (1, 9), (5, 255)),
+        (2, (2,), (1,)),
+    ]
+    plain = opened()
+    plain.hint(draft(3, 3, 1))
+    assert plain.take_hints(9) == [Hint(1)]
+
+
+@pytest.mark.parametrize(
+    ("q", "left"),
+    [
+        ((HintWeights((1,), b"\x01"),), []),
+        ((), []),
+        ((HintWeights((1,), b"\x01"), HintWeights((9,), b"\x01")), [1]),
+        ((HintWeights((1,), b"\x01"), HintWeights((2, 40), b"\x01\x01")), [1]),
+        ((HintWeights((3,), b"\x01"), HintWeights((2,), b"\x01")), []),
+    ],
+    ids=["too few", "none", "second not in its q", "second q outside the vocabulary", "first not in its q"],
+)
+def test_hints_with_an_impossible_q_are_dropped_and_counted(
+    q: tuple[HintWeights, ...], left: list[int]
+) -> None:
+    session = opened()
+    session.hint(draft(3, 3, 1, 2, q=q))
+    assert taken(session) == left
+    assert session.invalid_hints == 2 - len(left)
+
+
+# --- patience
+
+
+def test_without_patience_it_never_waits() -> None:
+    session = opened()
+    assert session.ready_at() == -math.inf
+    commit(session, 1, now=5.0)
+    assert session.ready_at() == -math.inf
+
+
+def test_the_prompt_never_waits_and_later_steps_do() -> None:
+    session = opened(patience_us=20_000)
+    assert session.ready_at() == -math.inf
+    commit(session, 1, now=5.0)
+    assert session.ready_at() == pytest.approx(5.02)
+    commit(session, 2, now=6.0)
+    assert session.ready_at() == pytest.approx(6.02)
+
+
+def test_a_hint_ends_the_wait() -> None:
+    session = opened(patience_us=20_000)
+    commit(session, 1, now=5.0)
+    session.hint(draft(4, 4, 2))
+    assert session.ready_at() == -math.inf
+    commit(session, 9, now=6.0)
+    assert session.ready_at() == pytest.approx(6.02), "the hint was wrong and is gone"
+
+
+def test_nothing_to_hint_nothing_to_wait_for() -> None:
+    session = opened(patience_us=20_000, max_tokens=2)
+    commit(session, 1, now=5.0)
+    assert session.ready_at() == -math.inf
+
+
+def test_an_edge_that_stopped_drafting_is_not_waited_for() -> None:
+    session = opened(patience_us=20_000)
+    commit(session, 1, now=5.0)
+    session.hint(draft(4, 4))
+    assert session.ready_at() == -math.inf
+    commit(session, 2, now=6.0)
+    assert session.ready_at() == -math.inf
+    session.hint(draft(5, 5, 9))
+    commit(session, 3, now=7.0)
+    assert session.ready_at() == pytest.approx(7.02), "it drafts again"
+
+
+def test_no_patience_is_endless() -> None:
+    session = opened(patience_us=(1 << 64) - 1)
+    commit(session, 1, now=5.0)
+    assert session.ready_at() == 5.0 + MAX_PATIENCE_S
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": ()}, "the prompt is empty"),
+        ({"prompt": (1, 40)}, "token id 40 is not in the vocabulary of 40"),
+        ({"committed": (41,)}, "token id 41 is not in the vocabulary"),
+        ({"max_tokens": 0}, "max_tokens 0 leaves nothing to do"),
+        ({"max_tokens": 2, "committed": (1, 2)}, "max_tokens 2 leaves nothing to do after 2 tokens"),
+        ({"stop": ("a", "")}, "a stop string is empty"),
+        ({"sampling": {"top_q": 1}}, "unknown sampling setting top_q"),
+        ({"sampling": {"top_p": 2.0}}, "top_p must be in"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        opened(**changes)
+
+
+def test_sampling_comes_with_the_request() -> None:
+    session = opened(sampling={"rule": "coupled", "temperature": 0.5, "seed": 3})
+    assert (session.sampling.rule, session.sampling.temperature, session.sampling.seed) == (
+        Rule.COUPLED,
+        0.5,
+        3,
+    )
+
+
+def test_a_text_that_does_not_fit_says_how_long_it_is() -> None:
+    session = opened()
+    session.check_fits(13)
+    with pytest.raises(ContextOverflow, match=r"3 prompt tokens and max_tokens 10 do not fit .* 12\b") as e:
+        session.check_fits(12)
+    assert e.value.code is Code.CONTEXT_OVERFLOW
+    assert opened(committed=(1, 2)).cells == 13, "committed tokens are part of max_tokens"

@@ -1,0 +1,190 @@
+"""Settings files: what is read, what is refused and in which words."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ecd.config import CloudConfig, EdgeConfig, default_socket, is_loopback, load_config, split_address
+from ecd.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "settings.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_file_is_read_with_defaults_around_it(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "model: m\nkeepalive:\n  ping_interval_s: 0.5\nahead_tokens: 8\npatience_ms: rounds\n"
+    )
+    config = load_config(EdgeConfig, file, {})
+    assert (config.model, config.ahead_tokens, config.patience_ms) == ("m", 8, "rounds")
+    assert (config.keepalive.ping_interval_s, config.keepalive.silence_s) == (0.5, 6.0)
+    assert (config.cloud, config.threads, config.log_level) == ("127.0.0.1:7040", 1, "info")
+
+
+def test_flags_go_over_the_file_unless_they_are_not_given(tmp_path: Path) -> None:
+    file = written(tmp_path, "model: m\nsessions: 3\nthreads: 2\n")
+    config = load_config(CloudConfig, file, {"sessions": 5, "threads": None, "insecure": False})
+    assert (config.model, config.sessions, config.threads) == ("m", 5, 2)
+
+
+def test_flags_alone_are_enough() -> None:
+    config = load_config(CloudConfig, None, {"model": "m", "max_verify": 0})
+    assert (config.model, config.max_verify) == ("m", 0)
+
+
+def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
+    assert load_config(EdgeConfig, written(tmp_path, "# nothing\n"), {"model": "m"}).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, batch_tokens"),
+        ("model: m\nkeepalive:\n  ping_interval: 3\n", "keepalive.ping_interval is no setting"),
+        ("model: m\nreconnect: {first_ms: 3}\n", "reconnect.first_ms is no setting"),
+        ("model: m\nlink_wait_s: 5s\n", "link_wait_s: Input should be a valid number"),
+        ("model: m\nlink_wait_s: 0\n", "link_wait_s: Input should be greater than 0"),
+        ("model: m\nkeepalive:\n  silence_s: 100000\n", "keepalive.silence_s: Input should be less than"),
+        ("model: m\nsessions: 0\n", "sessions: Input should be greater than"),
+        ("model: m\nsessions: 2.5\n", "sessions: Input should be a valid integer"),
+        ("model: m\nthreads: many\n", "threads: Input should be a valid integer"),
+        ("model: m\nlog_level: loud\n", "log_level: Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("model: m\ntoken: ''\n", "token: String should have at least 1 character"),
+        ("model: m\npatience_ms: soon\n", "patience_ms"),
+        ("model: m\ncloud: nowhere\n", "cloud: must be HOST:PORT, for example 127.0.0.1:7040"),
+        ("model: m\ncloud: 127.0.0.1:70400\n", "cloud: must be HOST:PORT"),
+        (
+            "model: m\ncloud: 10.0.0.7:7040\n",
+            "cloud 10.0.0.7 is not this machine and the link is not encrypted",
+        ),
+        ("model: m\nsessions: 100\nbatch_tokens: 128\n", "batch_tokens must hold a token of every session"),
+        ("sessions: 3\n", "model is missing; set it in the file or with --model"),
+        ("- model\n", "must hold settings by name, not a list"),
+        ("just text\n", "must hold settings by name, not a str"),
+        ("model: [unclosed\n", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, message: str) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(EdgeConfig, file, {})
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(CloudConfig, written(tmp_path, "max_verify: -1\nqueu: 2\n"), {})
+    for part in ("model is missing", "max_verify: ", "queu is no setting"):
+        assert part in str(error.value)
+
+
+def test_without_a_file_none_is_blamed() -> None:
+    with pytest.raises(ConfigError, match=r"^bad settings: model is missing"):
+        load_config(EdgeConfig, None, {"model": None})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nothing\.yaml: No such file"):
+        load_config(EdgeConfig, tmp_path / "nothing.yaml", {})
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML"):
+        load_config(EdgeConfig, binary, {})
+
+
+def test_an_unknown_key_in_a_section_is_told_the_names_of_that_section(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(EdgeConfig, written(tmp_path, "model: m\nkeepalive:\n  ping_interval: 3\n"), {})
+    assert str(error.value).endswith(
+        "keepalive.ping_interval is no setting; known here: handshake_s, ping_interval_s, silence_s"
+    )
+
+
+@pytest.mark.parametrize("value", [-5, 4_000_001, float("nan"), float("inf")])
+def test_impossible_patience_is_refused_at_start(value: float) -> None:
+    with pytest.raises(ConfigError, match="patience_ms"):
+        load_config(EdgeConfig, None, {"model": "m", "patience_ms": value})
+
+
+@pytest.mark.parametrize("text", ["[]\n", "0\n", "false\n"])
+def test_a_file_of_something_else_is_refused_even_when_that_is_empty(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="must hold settings by name"):
+        load_config(EdgeConfig, written(tmp_path, text), {"model": "m"})
+
+
+def test_defaults_and_ranges_of_what_the_engine_holds() -> None:
+    cloud, edge = (load_config(kind, None, {"model": "m"}) for kind in (CloudConfig, EdgeConfig))
+    for config in (cloud, edge):
+        assert (config.sessions, config.context_tokens, config.prefill_chunk_tokens) == (8, 4096, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "most"),
+    [
+        (CloudConfig, "prefill_chunk_tokens", 63),
+        (EdgeConfig, "prefill_chunk_tokens", 63),
+        (CloudConfig, "max_verify", 62),
+        (EdgeConfig, "patience_ms", 4_000_000),
+    ],
+)
+def test_the_longest_are_taken_and_one_more_is_not(
+    kind: type[CloudConfig] | type[EdgeConfig], name: str, most: int
+) -> None:
+    assert getattr(load_config(kind, None, {"model": "m", name: most}), name) == most
+    with pytest.raises(ConfigError, match=name):
+        load_config(kind, None, {"model": "m", name: most + 1})
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3:7040", "0.0.0.0:7040", "[::]:7040", "cloud.example:7040"])
+def test_plain_links_off_this_machine_need_insecure(address: str) -> None:
+    for kind, name in ((CloudConfig, "listen"), (EdgeConfig, "cloud")):
+        with pytest.raises(ConfigError, match="insecure: true"):
+            load_config(kind, None, {"model": "m", name: address})
+        config = load_config(kind, None, {"model": "m", name: address, "insecure": True})
+        assert getattr(config, name) == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7040", "127.3.4.5:1", "localhost:7040", "[::1]:7040"])
+def test_loopback_needs_no_leave(address: str) -> None:
+    assert load_config(CloudConfig, None, {"model": "m", "listen": address}).listen == address
+    assert load_config(EdgeConfig, None, {"model": "m", "cloud": address}).cloud == address
+
+
+def test_only_loopback_is_loopback() -> None:
+    assert [is_loopback(h) for h in ("localhost", "127.0.0.1", "::1")] == [True] * 3
+    assert [is_loopback(h) for h in ("localhost.example", "128.0.0.1", "::", "", "127.0.0.1.example")] == [
+        False
+    ] * 5
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("host:1", ("host", 1)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_addresses_are_split(address: str, parts: tuple[str, int]) -> None:
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":7040", "host:x", "host:-1", "host:65536", "7040"])
+def test_bad_addresses_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        split_address(address)
+
+
+def test_the_socket_lies_in_the_users_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert default_socket("edge") == Path("/run/user/7/ecd/edge.sock")
+    assert load_config(CloudConfig, None, {"model": "m"}).socket == Path("/run/user/7/ecd/cloud.sock")
+    assert load_config(EdgeConfig, None, {"model": "m"}).socket == Path("/run/user/7/ecd/edge.sock")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert default_socket("cloud") == Path(f"/tmp/ecd-{os.getuid()}/cloud.sock")
+    assert load_config(EdgeConfig, None, {"model": "m", "socket": "/x/y.sock"}).socket == Path("/x/y.sock")

@@ -1,0 +1,235 @@
+"""The control socket, `ecdctl`, signals and settings, with real processes."""
+
+import asyncio
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecd.client import BlockingClient, Client
+from ecd.errors import DaemonError
+from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
+from ecd.wire.frames import encode_frame
+
+
+def ctl(daemon: DaemonProcess, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ecd.ctl", "--socket", str(daemon.socket), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def ctl_json(daemon: DaemonProcess, *command: str) -> Any:
+    return json.loads(ctl(daemon, *command, "--json").stdout)
+
+
+def test_status_and_stats(edge: DaemonProcess, cloud: DaemonProcess) -> None:
+    status = ctl_json(edge, "status")
+    assert status["link"]["state"] == "connected"
+    assert status["target_model"]["name"] == "smollm2-135m"
+    assert "link.state" in ctl(edge, "status").stdout
+    before = ctl_json(edge, "stats")
+    run = ctl_json(edge, "run", "--max-tokens", "8", "--raw", "Once upon a time")
+    after = ctl_json(edge, "stats")
+    assert after["finished"] == before["finished"] + 1
+    assert after["committed"] == before["committed"] + run["usage"]["completion_tokens"]
+    assert after["wire_bytes_out"] > before["wire_bytes_out"]
+    assert ctl_json(cloud, "stats")["committed"] >= after["committed"]
+    assert ctl_json(cloud, "status")["connections"] == 1
+
+
+def test_run_prints_the_text_as_it_comes(edge: DaemonProcess) -> None:
+    run = ctl(edge, "run", "--max-tokens", "8", "--raw", "Once upon a time")
+    assert run.returncode == 0
+    assert (
+        run.stdout == ctl_json(edge, "run", "--max-tokens", "8", "--raw", "Once upon a time")["text"] + "\n"
+    )
+
+
+def test_watch_repeats_until_interrupted(edge: DaemonProcess) -> None:
+    command = [sys.executable, "-m", "ecd.ctl", "--socket", str(edge.socket), "stats", "--watch", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    assert all("committed" in json.loads(line) for line in lines)
+
+
+async def test_sessions_are_listed_and_cancelled(edge: DaemonProcess) -> None:
+    async with Client(edge.socket) as client:
+        events = client.stream("Count to a thousand.", max_tokens=4000)
+        started = await anext(aiter(events))
+        listed = await asyncio.to_thread(ctl_json, edge, "sessions")
+        assert [s["id"] for s in listed["sessions"]] == [started["id"]]
+        cancelled = await asyncio.to_thread(ctl_json, edge, "cancel", str(started["id"]))
+        assert cancelled == {"cancelled": started["id"]}
+        with pytest.raises(Exception, match="cancelled"):
+            async for _ in events:
+                pass
+    assert ctl_json(edge, "sessions") == {"sessions": []}
+    missing = ctl(edge, "cancel", "999999")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: no session 999999")
+
+
+def test_the_socket_is_private_and_its_own(edge: DaemonProcess, tmp_path: Path) -> None:
+    assert stat.S_IMODE(edge.socket.stat().st_mode) == 0o600
+    second = DaemonProcess("edge", ["--model", "smollm2-135m-draft"], edge.folder)
+    second.start()
+    with pytest.raises(DaemonError, match="another daemon serves"):
+        # The first daemon answers on the path, so this waits for a state that only the second could bring.
+        second.wait(lambda status: False)
+    assert BlockingClient(edge.socket).__enter__().call("status")["role"] == "edge"
+
+
+def test_a_broken_control_client_harms_nobody(edge: DaemonProcess) -> None:
+    for garbage in (b"\xff\xff\xff\xff", encode_frame([1, 2, 3]), encode_frame([64, 1, "nonsense", {}])):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(edge.socket))
+            sock.sendall(garbage)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(4096):
+                pass
+    assert ctl_json(edge, "status")["state"] == "serving"
+
+
+def test_no_daemon_is_said_plainly(tmp_path: Path) -> None:
+    gone = DaemonProcess("edge", [], tmp_path)
+    result = ctl(gone, "status")
+    assert result.returncode == 1
+    assert "no daemon answers on" in result.stderr
+    assert "start `ecd edge`" in result.stderr
+
+
+@pytest.fixture
+def own_cloud(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with running_cloud(tmp_path, "smollm2-135m") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def own_edge(tmp_path: Path, own_cloud: DaemonProcess) -> Iterator[DaemonProcess]:
+    with running_edge(tmp_path, "smollm2-135m-draft", address_of(own_cloud)) as daemon:
+        yield daemon
+
+
+async def test_sigterm_drains_the_edge(own_edge: DaemonProcess) -> None:
+    assert own_edge.process is not None
+    async with Client(own_edge.socket) as client:
+        events = client.stream("Tell a story.", max_tokens=48)
+        await anext(aiter(events))
+        own_edge.process.send_signal(signal.SIGTERM)
+        while (await client.call("status"))["state"] != "draining":
+            pass
+        with pytest.raises(Exception, match="draining"):
+            await client.call("run", prompt="One more?")
+        result = [event async for event in events][-1]
+    assert result["event"] == "done"
+    assert await asyncio.to_thread(own_edge.process.wait, 10) == 0
+    assert not own_edge.socket.exists()
+
+
+async def test_a_draining_cloud_finishes_what_runs(own_edge: DaemonProcess, own_cloud: DaemonProcess) -> None:
+    assert own_cloud.process is not None
+    async with Client(own_edge.socket) as client:
+        events = client.stream("Tell a story.", max_tokens=48)
+        await anext(aiter(events))
+        drained = await asyncio.to_thread(ctl_json, own_cloud, "drain")
+        assert drained == {"drained": True}
+        result = [event async for event in events][-1]
+    assert result["event"] == "done"
+    assert result["stats"]["resumed"] == 0
+    assert await asyncio.to_thread(own_cloud.process.wait, 10) == 0
+
+
+async def test_sigint_stops_at_once(own_edge: DaemonProcess) -> None:
+    assert own_edge.process is not None
+    async with Client(own_edge.socket) as client:
+        events = client.stream("Count to a thousand.", max_tokens=4000)
+        await anext(aiter(events))
+        own_edge.process.send_signal(signal.SIGINT)
+        with pytest.raises(Exception, match="stopping|closed the connection"):
+            async for _ in events:
+                pass
+    assert await asyncio.to_thread(own_edge.process.wait, 10) == 0
+
+
+async def test_a_second_signal_ends_at_once(own_edge: DaemonProcess) -> None:
+    assert own_edge.process is not None
+    async with Client(own_edge.socket) as client:
+        await anext(aiter(client.stream("Count to a thousand.", max_tokens=4000)))
+        own_edge.process.send_signal(signal.SIGTERM)
+        while (await client.call("status"))["state"] != "draining":
+            pass
+        own_edge.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(own_edge.process.wait, 10) == 130
+
+
+def test_a_socket_left_by_a_killed_daemon_is_taken_over(own_edge: DaemonProcess) -> None:
+    own_edge.signal(signal.SIGKILL)
+    assert own_edge.socket.exists()
+    own_edge.start()
+    own_edge.wait(lambda status: bool(status["link"]["state"] == "connected"))
+
+
+def ecd(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ecd", *command], capture_output=True, text=True, check=False
+    )
+
+
+def test_settings_are_checked_without_starting(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("model: smollm2-135m\nkeepalive:\n  silence_s: 3\n")
+    bad.write_text("model: smollm2-135m\nkeepalive:\n  silence: 3\n")
+    assert ecd("cloud", "--config", str(good), "--check").returncode == 0
+    refused = ecd("cloud", "--config", str(bad), "--check")
+    assert refused.returncode == 1
+    assert "keepalive.silence is no setting" in refused.stderr
+    assert "insecure" in ecd("cloud", "--model", "x", "--listen", "0.0.0.0:1", "--check").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("cloud", "--model", "no-such-model"), "no-such-model"),
+        (("cloud", "--model", __file__), "cannot load"),
+        (("cloud", "--model", "smollm2-135m", "--listen", "127.0.0.1:1x"), "HOST:PORT"),
+        (("edge",), "model is missing"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why(tmp_path: Path, command: tuple[str, ...], said: str) -> None:
+    result = ecd(command[0], *command[1:], "--socket", str(tmp_path / "x.sock"))
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = ecd(
+            "cloud", "--model", "smollm2-135m", "--listen", listen, "--socket", str(tmp_path / "x.sock")
+        )
+    assert result.returncode == 1
+    assert "choose another --listen" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unusable_runtime_folder_is_said(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 120) / "edge.sock"
+    result = ecd("edge", "--model", "smollm2-135m-draft", "--socket", str(path))
+    assert result.returncode == 1
+    assert "choose a shorter one" in result.stderr

@@ -1,0 +1,110 @@
+"""The fingerprint: what two models must share, and the words for what they do not."""
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ecd.errors import ProtocolError
+from ecd.wire.fingerprint import PROBES, Fingerprint
+
+SPECIAL = {"bos": 1, "eos": 2, "end_of_generation": [2], "add_bos": True}
+ONE = Fingerprint(1000, "aa", SPECIAL, "gpt2/qwen2", "bb")
+PIECES = [(b"a", False), (b"b", False), (b"<s>", True)]
+
+
+def tokenize(text: str, parse_special: bool) -> list[int]:
+    return [len(text), int(parse_special)]
+
+
+def of(pieces: list[tuple[bytes, bool]] = PIECES, tokenize: Any = tokenize) -> Fingerprint:
+    return Fingerprint.of(iter(pieces), SPECIAL, "bpe", tokenize)
+
+
+class TestHashes:
+    def test_are_made_as_the_protocol_says(self) -> None:
+        vocabulary = b"\0\0\0\1a\0" + b"\0\0\0\1b\0" + b"\0\0\0\3<s>\1"
+        probes = "".join(f"{len(text)},0;{len(text)},1;" for text in PROBES)
+        assert of() == Fingerprint(
+            3,
+            hashlib.sha256(vocabulary).hexdigest(),
+            SPECIAL,
+            "bpe",
+            hashlib.sha256(probes.encode()).hexdigest(),
+        )
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [(b"b", False), (b"a", False), (b"<s>", True)],
+            [(b"a", True), (b"b", False), (b"<s>", True)],
+            [(b"ab", False), (b"", False), (b"<s>", True)],
+            [(b"a", False), (b"b", False), (b"</s>", True)],
+        ],
+        ids=["order", "control", "boundary", "text"],
+    )
+    def test_tell_vocabularies_of_the_same_size_apart(self, pieces: list[tuple[bytes, bool]]) -> None:
+        assert of().differences(of(pieces)) == ["vocabulary (same size, different tokens)"]
+
+    def test_tell_apart_tokenizers_that_differ_in_one_probe_only(self) -> None:
+        for text in PROBES:
+            for special in (False, True):
+
+                def other(given: str, parse: bool, text: str = text, special: bool = special) -> list[int]:
+                    return [*tokenize(given, parse), *([7] if (given, parse) == (text, special) else [])]
+
+                assert of().differences(of(tokenize=other)) == [
+                    "tokenizer behaviour (the same text gives different ids)"
+                ]
+
+
+class TestDifferences:
+    def test_of_equals_are_none(self) -> None:
+        assert ONE.differences(replace(ONE, special=dict(SPECIAL))) == []
+
+    def test_name_everything_that_differs_this_side_first(self) -> None:
+        other = Fingerprint(2000, "ab", {**SPECIAL, "eos": 7, "bos": None}, "spm/llama", "bc")
+        assert ONE.differences(other) == [
+            "vocabulary size (1000 against 2000)",
+            "special ids: bos (1 against None)",
+            "special ids: eos (2 against 7)",
+            "tokenizer (gpt2/qwen2 against spm/llama)",
+            "tokenizer behaviour (the same text gives different ids)",
+        ]
+
+    def test_count_special_ids_that_only_one_side_has(self) -> None:
+        other = replace(ONE, special={**SPECIAL, "pad": 3})
+        assert ONE.differences(other) == ["special ids: pad (None against 3)"]
+        assert other.differences(ONE) == ["special ids: pad (3 against None)"]
+
+
+class TestMap:
+    def test_gives_the_fingerprint_back(self) -> None:
+        assert Fingerprint.from_map(ONE.to_map()) == ONE
+
+    def test_ignores_keys_that_are_not_known(self) -> None:
+        assert Fingerprint.from_map({**ONE.to_map(), "later": 1}) == ONE
+
+    @pytest.mark.parametrize("name", ["n_vocab", "vocabulary", "special", "tokenizer", "probes"])
+    @pytest.mark.parametrize("value", ["missing", None, True, 1.5, b"x", []], ids=repr)
+    def test_needs_every_key_with_its_type(self, name: str, value: Any) -> None:
+        given = {**ONE.to_map(), name: value}
+        if value == "missing":
+            del given[name]
+        with pytest.raises(ProtocolError, match="a fingerprint needs n_vocab, vocabulary"):
+            Fingerprint.from_map(given)
+
+    def test_needs_text_as_names_of_special_ids(self) -> None:
+        with pytest.raises(ProtocolError):
+            Fingerprint.from_map({**ONE.to_map(), "special": {b"bos": 1}})
+
+    @pytest.mark.parametrize("value", ["1", b"1", 1.5, {}, [True], ["1"], [[1]]], ids=repr)
+    def test_needs_numbers_as_special_ids(self, value: Any) -> None:
+        with pytest.raises(ProtocolError, match="a fingerprint needs"):
+            Fingerprint.from_map({**ONE.to_map(), "special": {**SPECIAL, "bos": value}})
+
+    @pytest.mark.parametrize("value", [None, 0, True, [], [1, 2]], ids=repr)
+    def test_takes_every_form_of_special_ids(self, value: Any) -> None:
+        given = {**ONE.to_map(), "special": {"bos": value}}
+        assert Fingerprint.from_map(given).special == {"bos": value}

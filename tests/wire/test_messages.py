@@ -1,0 +1,224 @@
+"""Messages: every one survives the wire, and what does not fit its field is refused by name."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecd.errors import Code, ProtocolError
+from ecd.wire.frames import LENGTH_BYTES, decode_body, encode_frame, pack_ids
+from ecd.wire.messages import (
+    BY_TYPE,
+    FIELDS,
+    Alternate,
+    Commit,
+    Credit,
+    Draft,
+    Error,
+    Finish,
+    Goaway,
+    Hello,
+    HintWeights,
+    Kv,
+    KvOp,
+    Message,
+    Open,
+    Origin,
+    Ping,
+    Pong,
+    Reset,
+    Tokens,
+    Welcome,
+    from_fields,
+    to_fields,
+)
+
+U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
+VALUES = st.recursive(
+    st.none() | st.booleans() | U64 | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+MAPS = st.dictionaries(st.text(), VALUES, max_size=3)
+TEXTS = st.lists(st.text(), max_size=3).map(tuple)
+
+
+def messages(width: int) -> st.SearchStrategy[Message]:
+    """Any message whose token ids fit the width."""
+    token = st.integers(0, 256**width - 1)
+    ids = st.lists(token, max_size=8).map(tuple)
+    weights = st.lists(st.tuples(token, st.integers(1, 255)), min_size=1, unique_by=lambda pair: pair[0]).map(
+        lambda pairs: HintWeights(tuple(i for i, _ in pairs), bytes(w for _, w in pairs))
+    )
+    q = st.none() | st.lists(weights, max_size=3).map(tuple)
+    alternates = st.none() | st.lists(st.builds(Alternate, U32, ids), max_size=3).map(tuple)
+    logprobs = st.none() | st.lists(st.floats(allow_nan=False), max_size=3).map(tuple)
+    code = st.sampled_from(Code)
+    auth = st.none() | st.binary()
+    return st.one_of(
+        st.builds(Hello, U32, U16, U16, TEXTS, auth, MAPS, MAPS, st.text()),
+        st.builds(Welcome, U32, U16, U16, TEXTS, MAPS, MAPS, MAPS, st.text()),
+        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, U64),
+        st.builds(Draft, U32, U32, U32, ids, q, alternates),
+        st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs),
+        st.builds(Commit, U32, U32, ids, st.sampled_from(Origin)),
+        st.builds(
+            Kv, U32, st.sampled_from(KvOp), st.binary(), U32, U32, U32, U32, st.text(), U32, st.binary()
+        ),
+        st.builds(Credit, U32, U32),
+        st.builds(Ping, U32, U64),
+        st.builds(Pong, U32, U64, MAPS),
+        st.builds(Goaway, U32, code, st.text()),
+        st.builds(Reset, U32, code, st.text()),
+        st.builds(Error, U32, code, st.text()),
+    )
+
+
+ANY = st.sampled_from([2, 3]).flatmap(lambda width: st.tuples(st.just(width), messages(width)))
+EXAMPLES: dict[type[Message], Message] = {
+    type(message): message
+    for message in (
+        Hello(0, 1, 0, ("q",), None, {}, {}, "a"),
+        Welcome(0, 1, 0, ("q",), {}, {}, {}, "a"),
+        Open(1, None, 0, (1,), (), {}, 5, (), 0),
+        Draft(1, 3, 3, (7,), (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),)),
+        Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (-0.5,)),
+        Commit(1, 3, (7,), Origin.TARGET),
+        Kv(1, KvOp.DROP, b"", 3, 3, 0, 1, "", 0, b""),
+        Credit(1, 5),
+        Ping(0, 5),
+        Pong(0, 5, {}),
+        Goaway(0, Code.DRAINING, "m"),
+        Reset(1, Code.CANCELLED, "m"),
+        Error(0, Code.PROTOCOL, "m"),
+    )
+}
+BAD: dict[str, tuple[Any, ...]] = {
+    "u16": (-1, 1 << 16, True, 1.0, "1", None),
+    "u32": (-1, 1 << 32, True, 1.0, "1", None),
+    "u64": (-1, True, 1.0, "1", None),
+    "str": (b"a", 1, None, ["a"]),
+    "bin": ("a", 1, None),
+    "bin or nil": ("a", 1, [b"a"]),
+    "map": ([], None, 1, {b"a": 1}),
+    "ids": (b"a", b"abc", [1], "ab", None),
+    "array of str": ("ab", [1], [None], {}, None),
+    "array of float or nil": ([1], [None], 1.0, {}),
+    "array of alternate or nil": ([1], [[1]], [[-1, b""]], [[True, b""]], [[1, b"a"]], [[1, b"", 1]], {}),
+    "array of weights or nil": (
+        [1],
+        [[b"ab"]],
+        [[b"", b""]],  # nothing could have been drawn
+        [[b"ab", b""]],
+        [[b"ab", b"\x00"]],
+        [[b"ab", b"\x01\x01"]],
+        [[b"abab", b"\x01\x01"]],  # an id twice
+        [[b"abc", b"\x01"]],
+        [["ab", b"\x01"]],
+        [[b"ab", "\x01"]],
+        [[b"ab", b"\x01", 1]],
+        {},
+    ),
+    "Code": (-1, 99, True, None, "PROTOCOL"),
+    "Finish": (-1, 9, True, "STOP"),
+    "Origin": (-1, 9, True, None),
+    "KvOp": (-1, 9, True, None),
+}
+EVERY_FIELD = [
+    (kind, index, codec.name) for kind, codecs in FIELDS.items() for index, codec in enumerate(codecs, 2)
+]
+
+
+@given(ANY)
+def test_every_message_survives_the_wire(sent: tuple[int, Message]) -> None:
+    width, message = sent
+    body = encode_frame(to_fields(message, width))[LENGTH_BYTES:]
+    assert from_fields(decode_body(body), width) == message
+
+
+@given(ANY, st.lists(VALUES, max_size=3))
+def test_fields_beyond_the_known_ones_are_ignored(sent: tuple[int, Message], extra: list[Any]) -> None:
+    width, message = sent
+    array = to_fields(message, width)
+    array += [None] * (2 + len(FIELDS[type(message)]) - len(array))
+    assert from_fields(array + extra, width) == message
+
+
+@given(ANY)
+def test_trailing_nils_are_left_out_and_may_be_there(sent: tuple[int, Message]) -> None:
+    width, message = sent
+    array = to_fields(message, width)
+    assert array[-1] is not None
+    full = array + [None] * (2 + len(FIELDS[type(message)]) - len(array))
+    assert from_fields(full, width) == message
+
+
+@given(ANY, st.integers(2, 12), VALUES)
+def test_any_value_in_any_field_gives_a_message_or_a_protocol_error(
+    sent: tuple[int, Message], index: int, value: Any
+) -> None:
+    width, message = sent
+    array = to_fields(message, width)
+    array[min(index, len(array) - 1)] = value
+    try:
+        received = from_fields(array, width)
+    except ProtocolError:
+        return
+    assert type(received) is type(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "codec"), EVERY_FIELD, ids=lambda v: v.__name__ if isinstance(v, type) else str(v)
+)
+class TestEveryField:
+    def test_refuses_what_is_not_of_its_type_by_name(
+        self, kind: type[Message], index: int, codec: str
+    ) -> None:
+        name = fields(kind)[index - 1].name
+        for value in BAD[codec]:
+            array = to_fields(EXAMPLES[kind], 2)
+            array[index] = value
+            with pytest.raises(ProtocolError, match=rf"^{kind.__name__.upper()}\.{name} is no {codec}$"):
+                from_fields(array, 2)
+
+    def test_may_be_missing_only_where_it_is_optional(
+        self, kind: type[Message], index: int, codec: str
+    ) -> None:
+        array = to_fields(EXAMPLES[kind], 2)[:index]
+        rest = [c.name for c in FIELDS[kind][index - 2 :]]
+        if all(name.endswith("or nil") for name in rest):
+            message = from_fields(array, 2)
+            assert getattr(message, fields(kind)[index - 1].name) is None
+        else:
+            with pytest.raises(ProtocolError):
+                from_fields(array, 2)
+
+
+@pytest.mark.parametrize("kind", [n for n in range(70) if n not in BY_TYPE] + [2**32 - 1])
+def test_an_unknown_type_is_no_message_whatever_it_holds(kind: int) -> None:
+    assert from_fields([kind, 0], 2) is None
+    assert from_fields([kind, 7, {"a": [1]}, None], 2) is None
+
+
+def test_ids_of_the_other_width_are_refused_or_are_other_ids() -> None:
+    array = to_fields(Draft(1, 3, 3, (1, 2)), 2)
+    with pytest.raises(ProtocolError, match=r"DRAFT\.ids is no ids"):
+        from_fields(array, 3)
+    array = to_fields(Draft(1, 3, 3, (1,)), 3)
+    with pytest.raises(ProtocolError, match=r"DRAFT\.ids is no ids"):
+        from_fields(array, 2)
+
+
+def test_an_optional_field_in_the_middle_is_sent_as_nil() -> None:
+    alternates = (Alternate(4, (1,)),)
+    array = to_fields(Draft(1, 3, 3, (7,), None, alternates), 2)
+    assert array == [4, 1, 3, 3, pack_ids((7,), 2), None, [[4, pack_ids((1,), 2)]]]
+
+
+def test_a_position_fits_32_bits_in_alternates_too() -> None:
+    array = to_fields(EXAMPLES[Draft], 2)
+    array[6] = [[1 << 32, b""]]
+    with pytest.raises(ProtocolError, match=r"DRAFT\.alternates"):
+        from_fields(array, 2)
