@@ -11,7 +11,7 @@ from ecd import __version__
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.errors import BadRequest
 from ecd.models.cli import models
-from ecd.options import ending_on_errors, parse_bias, prompt_text, sampling_options
+from ecd.options import parse_bias, prompt_text, run_program, sampling_options
 
 # Engines are imported by the commands that need them, so that `ecd --help` and `ecd models` answer at once.
 
@@ -194,5 +194,4 @@ def check(
 
 def main() -> None:
     """Entry point of `ecd`."""
-    with ending_on_errors():
-        cli(prog_name="ecd")
+    run_program(cli, "ecd")

@@ -11,7 +11,7 @@ import click
 from ecd import __version__
 from ecd.client import BlockingClient
 from ecd.config import default_socket
-from ecd.options import ending_on_errors, parse_bias, prompt_text, sampling_options
+from ecd.options import parse_bias, prompt_text, run_program, sampling_options
 
 WATCH_S = 1.0
 
@@ -147,8 +147,7 @@ def _flat(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def main() -> None:
     """Entry point of `ecdctl`."""
-    with ending_on_errors():
-        cli(prog_name="ecdctl")
+    run_program(cli, "ecdctl")
 
 
 if __name__ == "__main__":

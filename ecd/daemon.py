@@ -9,8 +9,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -87,16 +88,14 @@ async def until_end(life: Lifecycle, drain: Callable[[], Awaitable[None]], drain
 
 
 @contextlib.asynccontextmanager
-async def background(*coroutines: Awaitable[None]) -> AsyncIterator[None]:
-    """Runs coroutines while the context lasts; one that fails ends the daemon, since none of them ever
-    returns.
-    """
-
-    async def run(coroutine: Awaitable[None]) -> None:
-        await coroutine
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run(coroutine)) for coroutine in coroutines]
-        yield
-        for task in tasks:
-            task.cancel()
+async def background(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs jobs while the context lasts; one that fails ends the daemon, since none of them ever returns."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job()) for job in jobs]
+            yield
+            for task in tasks:
+                task.cancel()
+    except ExceptionGroup as failures:
+        # The first is the cause; what follows came of the others being cancelled.
+        raise failures.exceptions[0] from None

@@ -1,9 +1,9 @@
 """Command-line options that `ecdctl run` and `ecd oracle` share, and how both programs end on an error."""
 
-import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -72,17 +72,19 @@ def prompt_text(prompt: str) -> str:
     return sys.stdin.read() if prompt == "-" else prompt
 
 
-@contextlib.contextmanager
-def ending_on_errors() -> Iterator[None]:
-    """Turns an EcdError into one line on stderr and exit code 1, and Ctrl-C into exit code 130."""
+def run_program(command: click.Command, name: str) -> NoReturn:
+    """Runs a command line and ends the process: an error is one line on stderr, whatever raised it."""
     try:
-        yield
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
     except EcdError as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)

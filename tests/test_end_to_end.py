@@ -248,7 +248,7 @@ def hostile_draft(rng: random.Random, stream: int, prompt_len: int, n_vocab: int
 async def test_a_hostile_edge_harms_nobody(
     edge: DaemonProcess, cloud: DaemonProcess, target: LlamaModel
 ) -> None:
-    """Thousands of garbage hints: its own text and everybody else's stay the target's, memory stays bounded."""
+    """Thousands of garbage hints: its own text and everybody else's stay the target's, memory bounded."""
     assert cloud.process is not None
     before = resident_bytes(cloud.process.pid)
     rng = random.Random(7)

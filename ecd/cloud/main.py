@@ -44,7 +44,7 @@ async def cloud_main(config: CloudConfig, life: Lifecycle) -> None:
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
     service = CloudService(verifier, vocabulary, settings, batcher, lambda: life.end(drain=True))
     host, port = split_address(config.listen)
-    async with background(service.step_forever()):
+    async with background(service.step_forever):
         try:
             server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
         except OSError as e:

@@ -47,7 +47,7 @@ async def edge_main(config: EdgeConfig, life: Lifecycle) -> None:
         drain=lambda: life.end(drain=True),
     )
     async with (
-        background(service.draft_forever(), service.give_up_forever(), uplink.keep()),
+        background(service.draft_forever, service.give_up_forever, uplink.keep),
         control_socket(config.socket, calls.handlers()),
     ):
         log.info("ready: %s for %s, control on %s", config.model, config.cloud, config.socket)

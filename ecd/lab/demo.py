@@ -1,4 +1,4 @@
-"""`bin/run`: one prompt through a cloud and an edge on this machine, as two real processes over loopback TCP."""
+"""`bin/run`: one prompt through a cloud and an edge on this machine, two real processes over loopback TCP."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from ecd.client import BlockingClient
 from ecd.lab.system import address_of, running_cloud, running_edge
 from ecd.models.cli import progress_bar
 from ecd.models.fetch import resolve
-from ecd.options import ending_on_errors
+from ecd.options import run_program
 
 PAIR = ("qwen2.5-coder-1.5b-bf16", "qwen2.5-coder-0.5b-q4_0")
 SMALL_PAIR = ("smollm2-135m", "smollm2-135m-draft")
@@ -53,16 +53,11 @@ def summary(result: dict[str, Any]) -> str:
         f"{tokens} tokens, {stats['tokens_per_s']:.1f} tokens/s, "
         f"acceptance rate {stats['acceptance_rate']:.2f}, "
         f"{stats['target_forwards'] / tokens:.2f} target forwards per token, "
-        f"{stats['wire_bytes_up'] / tokens:.1f} bytes up and {stats['wire_bytes_down'] / tokens:.1f} down per token, "
+        f"{stats['wire_bytes_up'] / tokens:.1f} bytes up and {stats['wire_bytes_down'] / tokens:.1f} down "
+        "per token, "
         f"RTT {stats['rtt_ms'] or 0:.1f} ms"
     )
 
 
-def main() -> None:
-    """Entry point of `bin/run`."""
-    with ending_on_errors():
-        demo(prog_name="bin/run")
-
-
 if __name__ == "__main__":
-    main()
+    run_program(demo, "bin/run")

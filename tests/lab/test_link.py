@@ -268,7 +268,7 @@ class Tap(asyncio.Protocol):
 async def becomes(holds: Callable[[], bool]) -> None:
     """Wait for what has no event of its own."""
     async with asyncio.timeout(LIMIT_S):
-        while not holds():  # noqa: ASYNC110
+        while not holds():
             await asyncio.sleep(0.002)
 
 

@@ -1,4 +1,4 @@
-"""Exactness with the pair for speed: Qwen2.5-Coder 1.5B BF16 in the cloud, 0.5B Q4_0 at the edge; takes hours."""
+"""Exactness with the pair for speed: Qwen2.5-Coder 1.5B BF16 in the cloud, 0.5B Q4_0 at the edge. Hours."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -311,7 +311,7 @@ async def raw_edge(settings: Settings = CLOUD) -> AsyncIterator[tuple[RawEdge, E
 
 async def turns_until(condition: Callable[[], bool]) -> None:
     """Lets the loop turn until this is so."""
-    while not condition():  # noqa: ASYNC110 (what is looked at has no event of its own)
+    while not condition():
         await asyncio.sleep(0)
 
 
