@@ -54,10 +54,9 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
     if check:
         click.echo("settings are valid")
         return
-    from ecd.cloud.main import cloud_main
-    from ecd.daemon import run_daemon
+    from ecd.cloud.main import run_cloud
 
-    run_daemon(lambda life: cloud_main(config, life), config.log_level)
+    run_cloud(config)
 
 
 @cli.command()
@@ -76,10 +75,9 @@ def edge(file: Path | None, check: bool, **flags: Any) -> None:
     if check:
         click.echo("settings are valid")
         return
-    from ecd.daemon import run_daemon
-    from ecd.edge.main import edge_main
+    from ecd.edge.main import run_edge
 
-    run_daemon(lambda life: edge_main(config, life), config.log_level)
+    run_edge(config)
 
 
 @cli.command()
@@ -103,9 +101,7 @@ def oracle(
     logit_bias: tuple[str, ...],
     **shaping: Any,
 ) -> None:
-    """What the target alone answers: one process, no network, the same rules. PROMPT `-` reads standard
-    input.
-    """
+    """What the target alone answers, by the same rules. PROMPT `-` reads standard input."""
     from ecd.engine.llama import LlamaModel
     from ecd.models.fetch import resolve
     from ecd.oracle import generate

@@ -1,5 +1,4 @@
-"""Client of the control socket for local programs: `Client` for asyncio, `BlockingClient` for everything
-else.
+"""Clients of the control socket: `Client` for asyncio, `BlockingClient` for everything else.
 
 with BlockingClient() as ecd:
     for event in ecd.stream("Why is the sky blue?"):
@@ -10,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,6 +53,7 @@ class Client:
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Queue[list[Any] | None]] = {}
         self._reader_task: asyncio.Task[None] | None = None
+        self._gone = False
 
     async def __aenter__(self) -> Self:
         try:
@@ -77,7 +77,7 @@ class Client:
         frames = [fields async for _, fields in self._frames(verb, args)]
         return frames[-1]
 
-    async def stream(self, prompt: str | list[dict[str, str]], **args: Any) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, prompt: str | list[dict[str, str]], **args: Any) -> AsyncGenerator[dict[str, Any]]:
         """Events of one answer (`event`: `started`, `text`), at last the result with `event: "done"`.
 
         Leaving the iteration early cancels the answer. Arguments as of `run` in docs/PROTOCOL.md.
@@ -87,6 +87,8 @@ class Client:
                 yield {"event": "done", **fields} if done else fields
 
     async def _frames(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[tuple[bool, dict[str, Any]]]:
+        if self._gone:
+            raise _closed(self._path)
         call, done = next(self._ids), False
         queue = self._calls[call] = asyncio.Queue()
         try:
@@ -101,6 +103,8 @@ class Client:
         except RemoteError:
             done = True
             raise
+        except ConnectionError:
+            raise _closed(self._path) from None
         finally:
             del self._calls[call]
             if not done:
@@ -116,6 +120,7 @@ class Client:
         except OSError:
             pass
         finally:
+            self._gone = True
             for queue in self._calls.values():
                 queue.put_nowait(None)
 
@@ -153,8 +158,8 @@ class BlockingClient:
 
     def _frames(self, verb: str, args: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:
         call, done = next(self._ids), False
-        self._socket.sendall(encode_frame([ControlType.CALL, call, verb, args]))
         try:
+            self._socket.sendall(encode_frame([ControlType.CALL, call, verb, args]))
             for fields in self._incoming():
                 # Frames of a call that was left early may still be on their way.
                 if fields[1] == call:
@@ -165,6 +170,8 @@ class BlockingClient:
         except RemoteError:
             done = True
             raise
+        except ConnectionError:
+            raise _closed(self._path) from None
         finally:
             if not done:
                 with contextlib.suppress(OSError):

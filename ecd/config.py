@@ -15,10 +15,17 @@ from ecd.errors import ConfigError
 
 
 def default_socket(role: str) -> Path:
-    """Where a daemon's control socket lies unless it is told otherwise: the user's runtime folder."""
+    """Where a daemon's control socket lies unless it is told otherwise: the user's runtime folder.
+
+    Raises ConfigError when somebody else made the folder that stands in for a missing one.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) / "ecd" if runtime else Path(f"/tmp/ecd-{os.getuid()}")
-    return base / f"{role}.sock"
+    if runtime:
+        return Path(runtime) / "ecd" / f"{role}.sock"
+    folder = Path(f"/tmp/ecd-{os.getuid()}")
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"{folder} belongs to somebody else; set XDG_RUNTIME_DIR, or name a --socket")
+    return folder / f"{role}.sock"
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -90,8 +97,10 @@ def _check_secure(host: str, setting: str, insecure: bool) -> None:
 
 
 class CloudConfig(Daemon):
-    """Settings of `ecd cloud`. A session may be hinted `max_ahead` tokens far; `max_verify` of them per
-    forward.
+    """Settings of `ecd cloud`.
+
+    `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies `max_verify`
+    of them.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -99,8 +108,6 @@ class CloudConfig(Daemon):
     sessions: int = Field(default=8, ge=1, le=256)
     queue: int = Field(default=64, ge=0)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
-    batch_tokens: int = Field(default=512, ge=32, le=8192)
-    prefill_chunk_tokens: int = Field(default=32, ge=1, le=63)
     max_verify: int = Field(default=5, ge=0, le=62)
     max_ahead: int = Field(default=64, ge=1, le=1024)
     max_streams: int = Field(default=256, ge=1)
@@ -110,22 +117,16 @@ class CloudConfig(Daemon):
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
         _check_secure(split_address(self.listen)[0], "listen", self.insecure)
-        if self.sessions > self.batch_tokens - self.prefill_chunk_tokens:
-            raise ValueError("batch_tokens must hold a token of every session and a prompt chunk")
         return self
 
 
 class EdgeConfig(Daemon):
-    """Settings of `ecd edge`. `context_tokens` is per session; it drafts up to `ahead_tokens` beyond the
-    text.
-    """
+    """Settings of `ecd edge`. `context_tokens` is per session; `ahead_tokens` bounds how far it drafts."""
 
     cloud: Address = "127.0.0.1:7040"
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
-    batch_tokens: int = Field(default=512, ge=32, le=8192)
-    prefill_chunk_tokens: int = Field(default=32, ge=1, le=63)
     ahead_tokens: int = Field(default=16, ge=0, le=1024)
     patience_ms: PatienceMs | Literal["rounds"] = 0.0
     link_wait_s: Seconds = 60.0
@@ -135,8 +136,6 @@ class EdgeConfig(Daemon):
     @model_validator(mode="after")
     def _check(self) -> "EdgeConfig":
         _check_secure(split_address(self.cloud)[0], "cloud", self.insecure)
-        if self.sessions > self.batch_tokens - self.prefill_chunk_tokens:
-            raise ValueError("batch_tokens must hold a token of every session and a prompt chunk")
         return self
 
 

@@ -29,9 +29,7 @@ MAX_PATH_BYTES = 107
 
 
 class ControlType(IntEnum):
-    """Frame types on the control socket; apart from those between the daemons so that neither is taken for
-    the other.
-    """
+    """Frame types on the control socket, apart from those between the daemons."""
 
     CALL = 64
     EVENT = 65
@@ -58,9 +56,7 @@ class _Client:
 
 @contextlib.asynccontextmanager
 async def control_socket(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
-    """Serves the handlers at `path` while the context lasts. Raises DaemonError when another daemon does
-    already.
-    """
+    """Serves the handlers at `path` while the context lasts; DaemonError when another daemon does."""
     with _owned(path):
         old_mask = os.umask(0o177)
         try:
@@ -80,8 +76,12 @@ def _owned(path: Path) -> Iterator[None]:
     """The path is this process's while the context lasts: free at its start, gone at its end."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise DaemonError(f"socket path {path} is longer than {MAX_PATH_BYTES} bytes; choose a shorter one")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_file = path.with_name(path.name + ".lock").open("w")
+    except OSError as e:
+        raise DaemonError(f"cannot use the folder of {path}: {e.strerror}; choose another --socket") from None
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

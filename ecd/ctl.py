@@ -25,7 +25,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     type=click.Path(path_type=Path),
     default=lambda: default_socket("edge"),
     show_default="the edge's default socket",
-    help="The daemon's control socket; a cloud's works too, for all but `run`.",
+    help="The daemon's control socket; a cloud's works too, for all but `run` and `cancel`.",
 )
 @click.pass_context
 def cli(context: click.Context, socket: Path) -> None:

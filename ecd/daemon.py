@@ -18,6 +18,7 @@ import uvloop
 from ecd import __version__
 from ecd.config import Daemon
 from ecd.engine.llama import LlamaModel
+from ecd.models.fetch import resolve
 from ecd.wire.connection import Role, Settings
 
 log = logging.getLogger(__name__)
@@ -26,15 +27,13 @@ EXIT_SECOND_SIGNAL = 130
 
 
 class Lifecycle:
-    """Whether the daemon should go on: `ending` is set when it should end, `draining` if that may take its
-    time.
-    """
+    """Whether the daemon should end (`ending`), and whether that may take its time (`draining`)."""
 
     def __init__(self) -> None:
         self.ending = asyncio.Event()
         self.draining = False
 
-    def end(self, *, drain: bool) -> None:
+    def on_signal(self, *, drain: bool) -> None:
         """Asks the daemon to end; the second time, ends the process at once."""
         if self.ending.is_set():
             log.warning("second signal: ending at once")
@@ -42,21 +41,30 @@ class Lifecycle:
         self.draining = drain
         self.ending.set()
 
+    def on_drained(self) -> None:
+        """A drain that was asked for over the control socket is through: nothing is left to wait for."""
+        self.ending.set()
 
-def run_daemon(main: Callable[[Lifecycle], Awaitable[None]], log_level: str) -> None:
-    """Runs a daemon's main coroutine on uvloop with signals wired to its lifecycle."""
+
+def run_daemon(config: Daemon, serve: Callable[[LlamaModel, Lifecycle], Coroutine[Any, Any, None]]) -> None:
+    """Loads the model, then serves on uvloop with signals wired to a lifecycle."""
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
     )
+    # Before signals are handled, so that until then they end the process as usual.
+    log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
+    model = LlamaModel(resolve(config.model))
 
-    async def guarded() -> None:
+    async def main() -> None:
         life = Lifecycle()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, lambda: life.end(drain=True))
-        loop.add_signal_handler(signal.SIGINT, lambda: life.end(drain=False))
-        await main(life)
+        loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
+        loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
+        await serve(model, life)
 
-    uvloop.run(guarded())
+    uvloop.run(main())
 
 
 def link_settings(role: Role, config: Daemon, model: LlamaModel, limits: dict[str, int]) -> Settings:

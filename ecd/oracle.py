@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
-from ecd.engine.packing import chunk_end
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS, next_piece
 from ecd.errors import BadRequest, ContextOverflow
 from ecd.sampling import Rule, Sampling, agreement_gap, choose, loosened
 from ecd.text import TextStream
 
-# The cloud's default, so that a prompt's batches are the same there and here.
-CHUNK_TOKENS = 32
 # Two logits this close may swap when the same tokens are evaluated in batches of another shape, see
 # docs/LOG.md.
 TOLERANCE = 0.25
@@ -64,20 +62,19 @@ def generate(
 def _rows(
     model: LlamaModel, tokens: list[int], prompt_len: int, length: int, threads: int
 ) -> Iterator[NDArray[np.float32]]:
-    """The target's logits behind the prompt and then behind each further token, which the caller has added by
-    then.
+    """The target's logits behind the prompt, then behind each token that the caller has added meanwhile.
 
     The prompt goes in fixed chunks, all else one token at a time. At most `length` tokens.
     """
     if length > model.context_train:
         raise ContextOverflow(f"{length} tokens do not fit the model's context of {model.context_train}")
-    context = LlamaContext(model, n_ctx=length, n_seq=1, n_batch=CHUNK_TOKENS, threads=threads)
+    context = LlamaContext(model, n_ctx=length, n_seq=1, n_batch=PROMPT_CHUNK_TOKENS, threads=threads)
     try:
         cached = 0
         while cached < length - 1:
-            end = chunk_end(cached, prompt_len, CHUNK_TOKENS) if cached < prompt_len else cached + 1
+            start, end = next_piece(cached, prompt_len, max(prompt_len, cached + 1))
             wanted = int(end >= prompt_len)
-            (rows,) = context.decode([Segment(0, cached, tokens[cached:end], wanted)])
+            (rows,) = context.decode([Segment(0, start, tokens[start:end], wanted)])
             cached = end
             if wanted:
                 yield rows[0]
@@ -87,9 +84,7 @@ def _rows(
 
 @dataclass(frozen=True, slots=True)
 class TokenCheck:
-    """One committed token against the target teacher-forced on the same text. `gap` in logits, 0: the exact
-    choice.
-    """
+    """One committed token against the target on the same text. `gap` in logits, 0: the exact choice."""
 
     position: int
     token: int

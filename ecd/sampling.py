@@ -133,9 +133,7 @@ def _within(name: str, value: float, low: float, high: float, *, open_low: bool 
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """A distribution over the token ids that survived shaping: `ids` int64[n], `probs` float64[n] summing to
-    1.
-    """
+    """A distribution over the ids that survived shaping: `ids` int64[n], `probs` float64[n], sum 1."""
 
     ids: NDArray[np.int64]
     probs: NDArray[np.float64]
@@ -311,9 +309,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one forward commits: `accepted` hints and then, unless the tokens end in a hint, the target's own
-    token.
-    """
+    """What one forward commits: `accepted` hints, then a token of the target's own."""
 
     tokens: tuple[int, ...]
     accepted: int
@@ -396,8 +392,7 @@ def agreement_gap(
 
 
 def loosened(sampling: Sampling, tolerance: float) -> tuple[Sampling, ...]:
-    """The settings whose truncation lies where logits moved by up to `tolerance` could put it, the given ones
-    first.
+    """The given settings, and those whose truncation logits moved by `tolerance` could have meant.
 
     A tail mass or ratio r becomes at most r * e^(tolerance / temperature); top-k is widened and narrowed by
     one place.

@@ -25,8 +25,7 @@ class TextStream:
     )
 
     def feed(self, piece: bytes, *, last: bool = False) -> str:
-        """Adds a token's bytes; returns the text that has become certain. After a stop string everything is
-        ignored.
+        """Adds a token's bytes; returns the text that has become certain, none after a stop string.
 
         `last` says that nothing follows: what was held back comes out, an unfinished character as U+FFFD.
         """

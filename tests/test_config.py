@@ -43,7 +43,7 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, batch_tokens"),
+        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, cloud"),
         ("model: m\nkeepalive:\n  ping_interval: 3\n", "keepalive.ping_interval is no setting"),
         ("model: m\nreconnect: {first_ms: 3}\n", "reconnect.first_ms is no setting"),
         ("model: m\nlink_wait_s: 5s\n", "link_wait_s: Input should be a valid number"),
@@ -61,7 +61,6 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
             "model: m\ncloud: 10.0.0.7:7040\n",
             "cloud 10.0.0.7 is not this machine and the link is not encrypted",
         ),
-        ("model: m\nsessions: 100\nbatch_tokens: 128\n", "batch_tokens must hold a token of every session"),
         ("sessions: 3\n", "model is missing; set it in the file or with --model"),
         ("- model\n", "must hold settings by name, not a list"),
         ("just text\n", "must hold settings by name, not a str"),
@@ -120,14 +119,12 @@ def test_a_file_of_something_else_is_refused_even_when_that_is_empty(tmp_path: P
 def test_defaults_and_ranges_of_what_the_engine_holds() -> None:
     cloud, edge = (load_config(kind, None, {"model": "m"}) for kind in (CloudConfig, EdgeConfig))
     for config in (cloud, edge):
-        assert (config.sessions, config.context_tokens, config.prefill_chunk_tokens) == (8, 4096, 32)
+        assert (config.sessions, config.context_tokens) == (8, 4096)
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "most"),
     [
-        (CloudConfig, "prefill_chunk_tokens", 63),
-        (EdgeConfig, "prefill_chunk_tokens", 63),
         (CloudConfig, "max_verify", 62),
         (EdgeConfig, "patience_ms", 4_000_000),
     ],

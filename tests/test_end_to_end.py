@@ -201,7 +201,6 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
         RandomDrafter(target.n_vocab),
         n_vocab=target.n_vocab,
         piece=target.piece,
-        prefill_chunk_tokens=64,
         link_wait_s=10,
     )
     host, port = split_address(address_of(cloud))

@@ -45,10 +45,11 @@ class Batcher:
     queue: OrderedDict[int, Session] = field(default_factory=OrderedDict)
 
     def add(self, key: int, session: Session) -> None:
-        """Lets a session in, at once or when there is room. Raises ContextOverflow when it never fits,
-        Overloaded when too many wait.
+        """Lets a session in, at once or when there is room.
+
+        Raises ContextOverflow when it never fits, Overloaded when too many wait.
         """
-        session.check_fits(self.capacity.session_tokens - self.max_verify)
+        session.check_fits(self.capacity.session_tokens)
         if len(self.running) >= self.capacity.sessions and len(self.queue) >= self.max_queue:
             raise Overloaded(f"{len(self.queue)} sessions are waiting for room already; try again later")
         self.totals.sessions += 1
@@ -82,9 +83,7 @@ class Batcher:
         return min((s.ready_at() for s in self.running.values()), default=None)
 
     def apply(self, result: StepResult, now: float) -> list[tuple[int, Committed | EcdError]]:
-        """Takes a step's outcome: what each session committed, or why it ended. Sessions removed meanwhile
-        are skipped.
-        """
+        """What each session of a step committed, or why it ended; those removed meanwhile are skipped."""
         self.totals.steps += 1
         self.totals.batch_tokens += result.batch_tokens
         self.totals.batch_sessions += result.batch_sessions

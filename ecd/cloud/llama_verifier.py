@@ -3,14 +3,17 @@
 Owns which KV cells hold which session's tokens. Runs in the engine thread.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
-from ecd.engine.packing import Demand, Portion, chunk_end, pack
-from ecd.errors import EcdError
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS, next_piece
+from ecd.errors import EcdError, EngineError
 from ecd.sampling import Verdict, choose, judge, verify
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -34,17 +37,16 @@ class LlamaVerifier:
         *,
         sessions: int,
         context_tokens: int,
-        batch_tokens: int,
-        prefill_chunk_tokens: int,
+        max_verify: int,
         threads: int,
         stable: bool,
     ):
-        self.capacity = Capacity(sessions, min(context_tokens, model.context_train))
+        # Hints take cells too, before it is known which of them stay.
+        self.capacity = Capacity(sessions, min(context_tokens, model.context_train) - max_verify)
+        n_batch = sessions * max(SEGMENT_TOKENS, max_verify + 1) + PROMPT_CHUNK_TOKENS
         self._context = LlamaContext(
-            model, n_ctx=context_tokens, n_seq=sessions, n_batch=batch_tokens, threads=threads
+            model, n_ctx=context_tokens, n_seq=sessions, n_batch=n_batch, threads=threads
         )
-        self._batch_tokens = batch_tokens
-        self._chunk_tokens = prefill_chunk_tokens
         self._stable = stable
         self._sequences: dict[int, _Sequence] = {}
         self._free = list(range(sessions - 1, -1, -1))
@@ -68,53 +70,55 @@ class LlamaVerifier:
         self._context.close()
 
     def _step_batched(self, work: Sequence[Work]) -> StepResult:
-        demands = [
-            Demand(len(item.tokens) - self._sequences[item.key].cached, len(item.hints)) for item in work
-        ]
-        portions = pack(demands, batch_tokens=self._batch_tokens, chunk_tokens=self._chunk_tokens)
-        taking = [(item, portion) for item, portion in zip(work, portions, strict=True) if portion.pending]
-        segments = [self._segment(item, portion) for item, portion in taking]
+        taking, segments, reading = [], [], 0
+        for item in work:
+            segment = self._segment(item)
+            if segment.start < item.prompt_len:
+                # Prompts together get one chunk's worth a step, first come first served: that is all they
+                # delay others.
+                if reading and reading + len(segment.tokens) > PROMPT_CHUNK_TOKENS:
+                    continue
+                reading += len(segment.tokens)
+            taking.append(item)
+            segments.append(segment)
         judged: dict[int, Judged] = {}
         failed: dict[int, EcdError] = {}
-        all_rows = self._context.decode(segments)
-        for (item, portion), segment, rows in zip(taking, segments, all_rows, strict=True):
+        for item, segment, rows in zip(taking, segments, self._context.decode(segments), strict=True):
             sequence = self._sequences[item.key]
-            sequence.cached += portion.pending
+            hints = item.hints[: max(0, segment.rows - 1)]
+            sequence.cached = segment.start + len(segment.tokens) - len(hints)
             if not segment.rows:
                 continue
-            hints = item.hints[: portion.hints]
             try:
                 verdict = verify(rows, hints, item.sampling, item.tokens, item.prompt_len)
-            except EcdError as e:
-                failed[item.key] = e
+            except Exception as e:
+                log.exception("judging session %d failed", item.key)
+                failed[item.key] = EngineError(f"the target's logits could not be judged: {e}")
                 continue
             judged[item.key] = Judged(verdict, len(hints))
             sequence.cached += verdict.accepted
-            if verdict.accepted < len(hints):
-                self._context.truncate(sequence.number, sequence.cached)
         return StepResult(judged, failed, sum(len(s.tokens) for s in segments), len(segments))
 
-    def _segment(self, item: Work, portion: Portion) -> Segment:
+    def _segment(self, item: Work) -> Segment:
+        """The session's next piece; hints follow where it is the one token that was committed last."""
         sequence = self._sequences[item.key]
-        end = sequence.cached + portion.pending
-        tokens = [*item.tokens[sequence.cached : end], *(hint.token for hint in item.hints[: portion.hints])]
-        rows = portion.hints + 1 if end == len(item.tokens) else 0
-        return Segment(sequence.number, sequence.cached, tokens, rows)
+        start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+        hints = item.hints if end - start == 1 else ()
+        tokens = [*item.tokens[start:end], *(hint.token for hint in hints)]
+        return Segment(sequence.number, start, tokens, len(hints) + 1 if end == len(item.tokens) else 0)
 
     def _step_stable(self, work: Sequence[Work]) -> StepResult:
         judged: dict[int, Judged] = {}
         total = 0
         for item in work:
             sequence = self._sequences[item.key]
-            end = len(item.tokens)
-            if sequence.cached < item.prompt_len:
-                end = chunk_end(sequence.cached, item.prompt_len, self._chunk_tokens)
-            elif sequence.cached < len(item.tokens) - 1:
-                end = sequence.cached + 1
+            start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+            if start >= item.prompt_len:
+                end = start + 1
             last = end == len(item.tokens)
-            tokens = item.tokens[sequence.cached : end]
-            (rows,) = self._context.decode([Segment(sequence.number, sequence.cached, tokens, int(last))])
-            total += end - sequence.cached
+            segment = Segment(sequence.number, start, item.tokens[start:end], int(last))
+            (rows,) = self._context.decode([segment])
+            total += end - start
             sequence.cached = end
             if not last:
                 continue

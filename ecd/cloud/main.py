@@ -9,24 +9,25 @@ from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
-from ecd.daemon import Lifecycle, background, link_settings, until_end
+from ecd.daemon import Lifecycle, background, link_settings, run_daemon, until_end
 from ecd.engine.llama import LlamaModel
 from ecd.errors import DaemonError
-from ecd.models.fetch import resolve
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
 
 
-async def cloud_main(config: CloudConfig, life: Lifecycle) -> None:
-    """`ecd cloud`: serves until its lifecycle ends."""
-    model = LlamaModel(resolve(config.model))
+def run_cloud(config: CloudConfig) -> None:
+    """`ecd cloud`, from its settings to its end. Raises EcdError when it cannot start."""
+    run_daemon(config, lambda model, life: _serve(config, model, life))
+
+
+async def _serve(config: CloudConfig, model: LlamaModel, life: Lifecycle) -> None:
     verifier = LlamaVerifier(
         model,
         sessions=config.sessions,
         context_tokens=config.context_tokens,
-        batch_tokens=config.batch_tokens,
-        prefill_chunk_tokens=config.prefill_chunk_tokens,
+        max_verify=config.max_verify,
         threads=config.threads,
         stable=config.stable,
     )
@@ -42,7 +43,7 @@ async def cloud_main(config: CloudConfig, life: Lifecycle) -> None:
     )
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
-    service = CloudService(verifier, vocabulary, settings, batcher, lambda: life.end(drain=True))
+    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
     host, port = split_address(config.listen)
     async with background(service.step_forever):
         try:

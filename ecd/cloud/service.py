@@ -28,9 +28,7 @@ Address = tuple[Link, int]
 
 
 class CloudService:
-    """All connections and sessions of one cloud; `on_drained` is called when a drain asked for by `ecdctl` is
-    done.
-    """
+    """All connections and sessions of one cloud; `on_drained` is called when `ecdctl drain` is through."""
 
     def __init__(
         self,
@@ -58,6 +56,7 @@ class CloudService:
         self._draining = False
         self._started_at = monotonic()
         self._step_ms = 0.0
+        self._wire_in = self._wire_out = 0
 
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
@@ -136,8 +135,8 @@ class CloudService:
             "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
             "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
             "step_ms": self._step_ms,
-            "wire_bytes_in": sum(link.traffic.bytes_in for link in self._links),
-            "wire_bytes_out": sum(link.traffic.bytes_out for link in self._links),
+            "wire_bytes_in": self._wire_in + sum(link.traffic.bytes_in for link in self._links),
+            "wire_bytes_out": self._wire_out + sum(link.traffic.bytes_out for link in self._links),
         }
 
     def sessions(self) -> list[dict[str, Any]]:
@@ -241,6 +240,8 @@ class CloudService:
             case Closed():
                 log.info("edge %s left: %s", link.peername, event.message)
                 self._links.discard(link)
+                self._wire_in += link.traffic.bytes_in
+                self._wire_out += link.traffic.bytes_out
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
                     self._forget(key)
 

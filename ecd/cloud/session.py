@@ -38,9 +38,7 @@ class Committed:
 
 @dataclass(slots=True)
 class Session:
-    """State of one session. `tokens` is prompt and answer; `waiting_since` is when it could last have gone
-    on.
-    """
+    """State of one session. `tokens` is prompt and answer; `waiting_since` is the time of its last step."""
 
     prompt_len: int
     tokens: list[int]

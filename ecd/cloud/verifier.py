@@ -33,9 +33,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brought: verdicts by session (none for one whose prompt is not through), failures, and its
-    size.
-    """
+    """What a step brought: verdicts by session (none while its prompt is read), failures, and its size."""
 
     judged: dict[int, Judged] = field(default_factory=dict)
     failed: dict[int, EcdError] = field(default_factory=dict)
@@ -45,7 +43,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the engine can hold: sessions at once, and tokens in each of them, hints included."""
+    """What the engine can hold: sessions at once, and tokens of prompt and answer in each of them."""
 
     sessions: int
     session_tokens: int
@@ -57,9 +55,7 @@ class Verifier(Protocol):
     capacity: Capacity
 
     def step(self, work: Sequence[Work]) -> StepResult:
-        """One forward; a key seen for the first time starts a sequence. Raises EngineError if the forward
-        fails.
-        """
+        """One forward; a key seen for the first time starts a sequence. Raises EngineError."""
         ...
 
     def forget(self, key: int) -> None:

@@ -126,9 +126,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
 
 
 class EdgeCalls:
-    """Handlers of the edge's control socket. `ahead`, `patience` are the edge's settings; `drain` ends the
-    daemon.
-    """
+    """Handlers of the edge's control socket; `ahead` and `patience` are the edge's settings."""
 
     def __init__(
         self,
@@ -138,14 +136,14 @@ class EdgeCalls:
         model_name: str,
         ahead: int,
         patience: float | Literal["rounds"],
-        drain: Callable[[], None],
+        on_drained: Callable[[], None],
     ):
         self._service = service
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._ahead = ahead
         self._patience = patience
-        self._drain = drain
+        self._on_drained = on_drained
 
     def handlers(self) -> dict[str, Handler]:
         """By name of the call."""
@@ -268,5 +266,5 @@ class EdgeCalls:
     async def drain(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""
         await self._service.drain()
-        self._drain()
+        self._on_drained()
         return {"drained": True}

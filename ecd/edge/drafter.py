@@ -13,8 +13,7 @@ from ecd.sampling import Guess, Sampling
 
 @dataclass(frozen=True, slots=True)
 class DraftTask:
-    """For one slot: keep the first `keep` tokens of what was evaluated, evaluate `tokens` behind them, guess
-    the next.
+    """For one slot: keep `keep` evaluated tokens, evaluate `tokens` behind them, guess the next.
 
     `context` are all tokens before the guess (prompt, answer, guesses; `prompt_len` of them prompt);
     `wants_guess` is False for a piece of a long prompt.

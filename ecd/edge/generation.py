@@ -1,5 +1,4 @@
-"""One prompt's answer at the edge: what is committed, what is guessed ahead of it, and how the two are kept
-in step.
+"""One answer at the edge: what is committed, what is guessed ahead, and how the two stay in step.
 
 A pure state machine. Events (a stream was opened or lost, tokens arrived, a guess is ready) come in as method
 calls; what is to be sent or shown goes out as commands. It knows no sockets, engines, clocks or text.
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ecd.edge.drafter import DraftTask
+from ecd.engine.packing import next_piece
 from ecd.errors import ProtocolError
 from ecd.sampling import Guess, Rule, Sampling
 from ecd.wire.messages import Draft, Finish, HintWeights, Open, Origin, Tokens
@@ -24,10 +24,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for, as token ids and settings. `ahead`: how far to draft beyond the committed
-    text, 0: not.
+    """What the user asked for, as token ids and settings.
 
-    `patience_us` as in OPEN; `hint_tokens`: hints gathered into one frame before it is sent.
+    `ahead`: how far to draft beyond the committed text, 0: not. `patience_us` as in OPEN; `hint_tokens`:
+    hints gathered into one frame before it is sent.
     """
 
     prompt: tuple[int, ...]
@@ -188,9 +188,9 @@ class Generation:
 
     # -- the drafter
 
-    def next_task(self, at_most: int) -> DraftTask | None:
-        """What the drafter should do now, at most so many tokens at once; None when it has nothing to do or
-        is at it.
+    def next_task(self, *, may_read: bool) -> DraftTask | None:
+        """What the drafter should do now; None for nothing, or if it is a piece of the prompt and not
+        `may_read`.
         """
         request = self.request
         room = min(self._ahead, self._remaining - 1) - len(self.guesses)
@@ -198,10 +198,12 @@ class Generation:
             return None
         context = [*self.tokens, *(guess.token for guess in self.guesses)]
         # The token before the guess is always evaluated anew when nothing else is: its logits were not kept.
-        keep = min(self._evaluated, len(context) - 1)
-        tokens = context[keep : keep + at_most]
+        evaluated = min(self._evaluated, len(context) - 1)
+        keep, end = next_piece(evaluated, len(request.prompt), len(context))
+        if keep < len(request.prompt) and not may_read:
+            return None
         self._running, self._fork = True, None
-        wants = keep + len(tokens) == len(context)
+        tokens, wants = context[keep:end], end == len(context)
         return DraftTask(self.slot, keep, tokens, context, len(request.prompt), request.sampling, wants)
 
     def drafted(self, task: DraftTask, guess: Guess | None) -> list[Command]:

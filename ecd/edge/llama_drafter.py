@@ -4,25 +4,23 @@ from collections.abc import Sequence
 
 from ecd.edge.drafter import DraftTask
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS
 from ecd.sampling import Guess, guess
 
 
 class LlamaDrafter:
     """`Drafter` on a llama.cpp context with `context_tokens` cells for each of `slots` generations."""
 
-    def __init__(
-        self, model: LlamaModel, *, slots: int, context_tokens: int, batch_tokens: int, threads: int
-    ):
+    def __init__(self, model: LlamaModel, *, slots: int, context_tokens: int, threads: int):
         self.slots = slots
         self.slot_tokens = min(context_tokens, model.context_train)
+        n_batch = slots * SEGMENT_TOKENS + PROMPT_CHUNK_TOKENS
         self._context = LlamaContext(
-            model, n_ctx=context_tokens, n_seq=slots, n_batch=batch_tokens, threads=threads
+            model, n_ctx=context_tokens, n_seq=slots, n_batch=n_batch, threads=threads
         )
 
     def draft(self, tasks: Sequence[DraftTask]) -> list[Guess | None]:
         """One batch for all tasks."""
-        for task in tasks:
-            self._context.truncate(task.slot, task.keep)
         segments = [Segment(task.slot, task.keep, task.tokens, int(task.wants_guess)) for task in tasks]
         rows = self._context.decode(segments)
         return [

@@ -5,33 +5,33 @@ import logging
 
 from ecd.config import EdgeConfig, split_address
 from ecd.control import control_socket
-from ecd.daemon import Lifecycle, background, link_settings, until_end
+from ecd.daemon import Lifecycle, background, link_settings, run_daemon, until_end
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.llama_drafter import LlamaDrafter
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.engine.llama import LlamaModel
-from ecd.models.fetch import resolve
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
 
 
-async def edge_main(config: EdgeConfig, life: Lifecycle) -> None:
-    """`ecd edge`: serves until its lifecycle ends."""
-    model = LlamaModel(resolve(config.model))
+def run_edge(config: EdgeConfig) -> None:
+    """`ecd edge`, from its settings to its end. Raises EcdError when it cannot start."""
+    run_daemon(config, lambda model, life: _serve(config, model, life))
+
+
+async def _serve(config: EdgeConfig, model: LlamaModel, life: Lifecycle) -> None:
     drafter = LlamaDrafter(
         model,
         slots=config.sessions,
         context_tokens=config.context_tokens,
-        batch_tokens=config.batch_tokens,
         threads=config.threads,
     )
     service = EdgeService(
         drafter,
         n_vocab=model.n_vocab,
         piece=model.piece,
-        prefill_chunk_tokens=config.prefill_chunk_tokens,
         link_wait_s=config.link_wait_s,
     )
     host, port = split_address(config.cloud)
@@ -44,7 +44,7 @@ async def edge_main(config: EdgeConfig, life: Lifecycle) -> None:
         model_name=config.model,
         ahead=config.ahead_tokens,
         patience=config.patience_ms,
-        drain=lambda: life.end(drain=True),
+        on_drained=life.on_drained,
     )
     async with (
         background(service.draft_forever, service.give_up_forever, uplink.keep),

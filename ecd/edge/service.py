@@ -80,7 +80,6 @@ class EdgeService:
         *,
         n_vocab: int,
         piece: Callable[[int], bytes],
-        prefill_chunk_tokens: int,
         link_wait_s: float,
     ):
         self.totals = EdgeTotals()
@@ -92,7 +91,6 @@ class EdgeService:
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
         self._piece = piece
-        self._chunk_tokens = prefill_chunk_tokens
         self._link_wait_s = link_wait_s
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
@@ -110,9 +108,7 @@ class EdgeService:
     # -- requests
 
     def start(self, request: Request) -> Answer:
-        """Begins an answer. Raises LinkError when the cloud refuses this edge, EcdError when no answer may
-        start.
-        """
+        """Begins an answer. Raises LinkError while draining, or when the cloud refuses this edge."""
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
         if self.uplink.refused:
@@ -180,13 +176,13 @@ class EdgeService:
                     self._perform(answer, self._drafted(answer, task, guess))
 
     def _tasks(self) -> list[tuple[Answer, DraftTask]]:
-        """One task per answer that wants one; long contexts share one chunk per batch."""
-        tasks, chunk = [], self._chunk_tokens
+        """One task per answer that wants one; at most one of them reads a piece of a prompt."""
+        tasks, may_read = [], True
         for answer in self.answers.values():
-            task = answer.generation.next_task(max(1, chunk))
+            task = answer.generation.next_task(may_read=may_read)
             if task is not None:
                 tasks.append((answer, task))
-                chunk -= len(task.tokens)
+                may_read = may_read and task.keep >= task.prompt_len
         return tasks
 
     def _run_draft(self, release: list[int], tasks: list[DraftTask]) -> list[Guess | Exception | None]:
@@ -255,7 +251,12 @@ class EdgeService:
         stream = link.connection.new_stream()
         self._by_stream[stream] = answer
         answer.waiting_since = None
-        self._perform(answer, answer.generation.open(stream, self.cloud_limits.get("max_ahead", 0)))
+        self._perform(
+            answer,
+            answer.generation.open(
+                stream, self.cloud_limits.get("max_ahead", answer.generation.request.ahead)
+            ),
+        )
 
     def _abandon(self, answer: Answer) -> None:
         """Tells the cloud that nobody wants the rest."""
@@ -327,7 +328,7 @@ class EdgeService:
         self._by_stream.pop(answer.generation.stream, None)
         self._free(answer)
         answer.generation.phase = Phase.FINISHED
-        self.totals.failed += isinstance(outcome, EcdError)
+        self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
         self.totals.committed += len(answer.generation.origins)
         self.totals.drafted += tally.drafted

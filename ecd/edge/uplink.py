@@ -27,8 +27,7 @@ class LinkState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits between attempts: `first_s` doubled each time up to `longest_s`, of which a random half is taken
-    off.
+    """Waits between attempts: `first_s`, doubled each time up to `longest_s`, less a random half.
 
     The jitter keeps many edges from coming back in the same instant (AWS Architecture Blog 2015, 'Exponential
     backoff and jitter', the 'equal jitter' variant).

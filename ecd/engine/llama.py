@@ -1,5 +1,4 @@
-"""llama.cpp: the one place that touches `llama_cpp`. A model with its vocabulary, and a context with many
-sequences.
+"""llama.cpp at work: a model with its vocabulary, and a context with many sequences.
 
 Owns batches, KV cells and the tokenizer. Knows nothing of sessions, hints or sampling: tokens in, logits out.
 A context is used from one thread at a time; the vocabulary may be read from any.
@@ -14,6 +13,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.errors import EngineError, ModelError
 from ecd.wire.fingerprint import Fingerprint
 
@@ -30,11 +30,6 @@ llama_cpp.llama_backend_init()
 # weights then dies of SIGILL. Which compiler built the library cannot be asked, so an AMX build does without
 # its special buffers.
 _BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
-
-
-# From 64 tokens of a sequence in a batch on, llama.cpp's attention on CPUs works in coarser tiles: logits
-# then differ by more than 1 from those of the same tokens in smaller batches.
-MAX_SEGMENT_TOKENS = 63
 
 
 class LlamaModel:
@@ -71,9 +66,7 @@ class LlamaModel:
         return list(ids[:n])
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
-        """The bytes a token stands for; what only steers the model is empty unless `control` asks for its
-        name.
-        """
+        """The bytes of a token; none of one that steers the model, unless `control` asks for its name."""
         if token in self.eog and not control:
             return b""
         room = 64
@@ -114,7 +107,7 @@ class LlamaModel:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens to evaluate for one sequence from position `start` on; logits are wanted for the last `rows` of
+    """Tokens of a sequence to evaluate from position `start` on; logits are wanted for the last `rows` of
     them.
     """
 
@@ -155,11 +148,24 @@ class LlamaContext:
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
 
     def decode(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
-        """Evaluates all segments in one batch of at most `n_batch` tokens.
+        """Evaluates segments of at most `n_batch` tokens in all, what the sequences hold behind their starts
+        is dropped.
 
         Returns float32[rows, vocabulary] per segment, views that the next call overwrites. Raises
         EngineError; the sequences' cells beyond their segments' starts are then undefined.
         """
+        for segment in segments:
+            self.truncate(segment.sequence, segment.start)
+        # Beside shorter segments llama.cpp would cut a prompt's chunk in two, and its pieces would round
+        # differently.
+        chunks = [segment for segment in segments if len(segment.tokens) >= PROMPT_CHUNK_TOKENS]
+        rest = [segment for segment in segments if len(segment.tokens) < PROMPT_CHUNK_TOKENS]
+        rows = {segment.sequence: self._decode_batch([segment])[0].copy() for segment in chunks}
+        if rest:
+            rows |= zip((segment.sequence for segment in rest), self._decode_batch(rest), strict=True)
+        return [rows[segment.sequence] for segment in segments]
+
+    def _decode_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
         batch, n = self._batch, 0
         for segment in segments:
             first_row = len(segment.tokens) - segment.rows

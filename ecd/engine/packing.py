@@ -1,63 +1,26 @@
-"""What goes into one batch: everyone's next token first, then hints, then one chunk of somebody's prompt.
+"""How a sequence's tokens are cut into the pieces that are evaluated at once.
 
-Pure arithmetic, shared by the target's and the draft's batches.
+Pure arithmetic, shared by the target, the draft and the oracle: cut alike, a prompt gives the same logits
+everywhere.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+# From 64 tokens of a sequence on, llama.cpp's attention on CPUs works in tiles: several times faster behind a
+# long context, and with other rounding. So a prompt goes in pieces of exactly this many, at fixed places, and
+# all else in smaller ones.
+PROMPT_CHUNK_TOKENS = 64
+SEGMENT_TOKENS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """One sequence's wish: `pending` tokens not evaluated yet (at least 1), and `hints` to evaluate behind
-    them.
+def next_piece(cached: int, prompt_len: int, length: int) -> tuple[int, int]:
+    """Start and end of what to evaluate next of a sequence of `length` tokens, `cached` of them evaluated
+    already.
+
+    The last piece of a prompt is its last PROMPT_CHUNK_TOKENS tokens: it reaches back over evaluated ones
+    rather than being short. `length` is at least `prompt_len` and more than `cached`.
     """
-
-    pending: int
-    hints: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """What it gets in this batch; hints only where a single token is pending."""
-
-    pending: int
-    hints: int = 0
-
-
-def pack(demands: Sequence[Demand], *, batch_tokens: int, chunk_tokens: int) -> list[Portion]:
-    """Portions of one batch, in the order of `demands`; a demand may get Portion(0).
-
-    Sequences with one pending token always advance. Longer ones, prompts mostly, share `chunk_tokens`, first
-    come first served, so that a long prompt delays the others by one chunk at most. Hints are dealt out
-    evenly from what is left.
-    """
-    granted = [0] * len(demands)
-    room = batch_tokens
-    chunk = chunk_tokens
-    for index, demand in enumerate(demands):
-        if demand.pending == 1 and room:
-            granted[index] = 1
-            room -= 1
-    for index, demand in enumerate(demands):
-        if demand.pending > 1:
-            granted[index] = min(demand.pending, chunk, room)
-            chunk -= granted[index]
-            room -= granted[index]
-    hints = [0] * len(demands)
-    wanting = [i for i, d in enumerate(demands) if granted[i] == d.pending == 1 and d.hints]
-    while room and wanting:
-        for index in wanting[:room]:
-            hints[index] += 1
-            room -= 1
-        wanting = [i for i in wanting if hints[i] < demands[i].hints]
-    return [Portion(pending, n) for pending, n in zip(granted, hints, strict=True)]
-
-
-def chunk_end(start: int, prompt_len: int, chunk_tokens: int) -> int:
-    """Where the prompt chunk that starts at `start` ends when chunks are cut at fixed positions.
-
-    Fixed cuts make a prompt's batches the same whoever evaluates it; the stable setting and the oracle use
-    them.
-    """
-    return min(prompt_len, (start // chunk_tokens + 1) * chunk_tokens)
+    if cached >= prompt_len:
+        return cached, min(length, cached + SEGMENT_TOKENS)
+    if prompt_len < PROMPT_CHUNK_TOKENS:
+        return cached, prompt_len
+    end = min(cached + PROMPT_CHUNK_TOKENS, prompt_len)
+    return end - PROMPT_CHUNK_TOKENS, end

@@ -21,7 +21,7 @@ PROMPT = (
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompt", default=PROMPT)
-@click.option("--small", is_flag=True, help="The SmolLM2 pair: 190 MB instead of 4 GB, and quick.")
+@click.option("--small", is_flag=True, help="The SmolLM2 pair: 190 MB instead of 5.5 GB, and quick.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--seed", type=int, default=None)

@@ -47,9 +47,7 @@ class DaemonProcess:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The daemon's status once `ready` holds of it. Raises DaemonError with the log's end if it never
-        does.
-        """
+        """The daemon's status once `ready` holds of it; DaemonError with the log's end if it never does."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:

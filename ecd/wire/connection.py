@@ -87,12 +87,11 @@ ON_STREAM_ZERO: frozenset[type[Message]] = frozenset({Hello, Welcome, Ping, Pong
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One end's side of the negotiation. `token` is what an edge presents and a cloud demands (None:
-    nothing).
+    """One end's side of the negotiation.
 
-    ping_interval_s: how often RTT is measured. silence_s: a peer not heard of for so long is dead.
-    handshake_s: how long the handshake may take. `limits` and `model` are told to the peer (names in
-    docs/PROTOCOL.md).
+    `token` is what an edge presents and a cloud demands (None: nothing). ping_interval_s: how often RTT is
+    measured. silence_s: a peer not heard of for so long is dead. handshake_s: how long the handshake may
+    take. `limits` and `model` are told to the peer (names in docs/PROTOCOL.md).
     """
 
     role: Role

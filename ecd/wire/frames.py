@@ -35,10 +35,10 @@ class FrameReader:
     _buffer: bytearray = field(default_factory=bytearray)
 
     def feed(self, data: bytes) -> Iterator[tuple[list[Any], int]]:
-        """Yields each completed frame's array and its length on the wire. Raises ProtocolError at the first
-        that is too long or malformed.
+        """Yields each completed frame's array and its length on the wire.
 
-        A length over the limit is refused from its four bytes alone, before anything is buffered for it.
+        Raises ProtocolError at the first frame that is too long or malformed. A length over the limit is
+        refused from its four bytes alone, before anything is buffered for it.
         """
         self._buffer += data
         while len(self._buffer) >= LENGTH_BYTES:

@@ -50,9 +50,7 @@ class PriorityQueue:
         self.size_bytes += len(frame.data)
 
     def pop(self, at_most_bytes: int) -> bytes:
-        """The next frames as one piece, whole frames up to `at_most_bytes` but at least one; empty when none
-        waits.
-        """
+        """The next frames as one piece: up to `at_most_bytes`, but at least one frame if any waits."""
         taken: list[bytes] = []
         room = at_most_bytes
         for priority, frames in self._classes.items():
@@ -210,9 +208,7 @@ class Link(asyncio.Protocol):
 
 
 def set_tcp_options(sock: socket.socket | None, dead_after_s: float) -> None:
-    """No Nagle, a short kernel queue, and unacknowledged data that gives up after `dead_after_s`; where TCP
-    has them.
-    """
+    """No Nagle, a short kernel queue, and an end to waiting for acknowledgements after `dead_after_s`."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     options = (

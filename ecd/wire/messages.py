@@ -146,8 +146,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Kv:
-    """A KV-cache delta of the model with hash `model`: one of `chunks` chunks, CRC-32 of the whole in
-    `checksum`.
+    """A KV-cache delta of the model with hash `model`.
+
+    One of `chunks` chunks; `checksum` is the CRC-32 of the whole.
     """
 
     TYPE: ClassVar[int] = 7
@@ -227,9 +228,7 @@ Message = (
 
 
 class _Codec(NamedTuple):
-    """How one field travels: `encode(value, id width)` and `decode(value, id width)`, which raises
-    ValueError.
-    """
+    """How one field travels: functions of a value and the id width; `decode` raises ValueError."""
 
     name: str
     encode: Callable[[Any, int], Any]
@@ -337,8 +336,7 @@ def to_fields(message: Message, width: int) -> list[Any]:
 
 
 def from_fields(array: list[Any], width: int) -> Message | None:
-    """The message in a frame's array; None for a type that this version does not know, which is to be
-    ignored.
+    """The message in a frame's array; None for an unknown type, which is to be ignored.
 
     Fields beyond the known ones are ignored, so that a later minor version can add some. Raises
     ProtocolError, naming the message and the field, for anything that does not fit.

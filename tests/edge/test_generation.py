@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ecd.cloud.session import Session, Vocabulary
 from ecd.edge.drafter import DraftTask
 from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.errors import ProtocolError
 from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, choose, guess, shape, verify
 from ecd.text import TextStream
@@ -35,8 +36,8 @@ class Talk:
     def open(self, stream: int = 1, max_ahead: int = 64) -> list[Command]:
         return self.g.open(stream, max_ahead)
 
-    def task(self, at_most: int = 100) -> DraftTask:
-        task = self.g.next_task(at_most)
+    def task(self) -> DraftTask:
+        task = self.g.next_task(may_read=True)
         assert task is not None
         return task
 
@@ -98,26 +99,26 @@ def test_it_drafts_ahead_without_waiting_up_to_the_bound() -> None:
     talk = Talk(ahead=3)
     talk.open()
     assert hints(talk.draft(1, 2, 3)) == [(3, 3, (1,)), (3, 4, (2,)), (3, 5, (3,))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     talk.commit(1, accepted=1)
     assert hints(talk.draft(4)) == [(4, 6, (4,))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
 
 
 def test_it_never_drafts_what_could_not_be_verified() -> None:
     talk = Talk(max_tokens=3, ahead=9)
     talk.open()
     talk.draft(1, 2)
-    assert talk.g.next_task(100) is None, "the last token is the target's own"
-    assert Talk(max_tokens=1).g.next_task(100) is None
-    assert Talk(ahead=0).g.next_task(100) is None
-    assert Talk(slot=None).g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None, "the last token is the target's own"
+    assert Talk(max_tokens=1).g.next_task(may_read=True) is None
+    assert Talk(ahead=0).g.next_task(may_read=True) is None
+    assert Talk(slot=None).g.next_task(may_read=True) is None
 
 
 def test_one_task_at_a_time() -> None:
     talk = Talk()
     task = talk.task()
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     talk.done(task, 1)
     assert talk.task().context == [*PROMPT, 1]
 
@@ -139,14 +140,17 @@ def test_a_drafter_without_a_guess_is_asked_again() -> None:
     talk.done(task, 1)
 
 
-def test_a_long_prompt_is_evaluated_in_pieces() -> None:
-    talk = Talk(prompt=tuple(range(10)))
-    for keep, tokens, wants in ((0, [0, 1, 2, 3], False), (4, [4, 5, 6, 7], False), (8, [8, 9], True)):
-        task = talk.task(4)
-        assert (task.keep, task.tokens, task.wants_guess) == (keep, tokens, wants)
+def test_a_long_prompt_is_evaluated_in_chunks_and_only_when_it_may() -> None:
+    prompt = tuple(range(100))
+    talk = Talk(prompt=prompt)
+    assert talk.g.next_task(may_read=False) is None
+    for keep, end, wants in ((0, 64, False), (36, 100, True)):
+        task = talk.task()
+        assert (task.keep, task.tokens, task.wants_guess) == (keep, list(prompt[keep:end]), wants)
         talk.done(task, 1 if wants else None)
     assert talk.g.tally.drafted == 1
     assert [g.token for g in talk.g.guesses] == [1]
+    assert talk.g.next_task(may_read=False) is not None, "what follows the prompt is no reading"
 
 
 def test_hints_are_gathered_and_flushed_at_the_bound() -> None:
@@ -257,14 +261,17 @@ def test_a_fork_behind_matching_commits_overtakes_a_running_task() -> None:
 
 
 def test_a_prompt_in_pieces_is_overtaken_by_the_first_token() -> None:
-    talk = Talk(prompt=tuple(range(10)))
+    talk = Talk(prompt=tuple(range(100)))
     talk.open()
-    task = talk.task(4)
-    talk.commit(50)
+    task = talk.task()
+    talk.commit(500)
     assert talk.done(task, None) == []
-    task = talk.task(100)
-    assert (task.keep, task.tokens) == (4, [4, 5, 6, 7, 8, 9, 50])
-    assert hints(talk.done(task, 51)) == [(11, 11, (51,))]
+    task = talk.task()
+    assert (task.keep, task.tokens, task.wants_guess) == (36, list(range(36, 100)), False)
+    assert talk.done(task, None) == []
+    task = talk.task()
+    assert (task.keep, task.tokens) == (100, [500])
+    assert hints(talk.done(task, 51)) == [(101, 101, (51,))]
 
 
 def test_the_tally_counts_forwards_and_hints() -> None:
@@ -292,7 +299,7 @@ def test_the_last_tokens_finish_it() -> None:
     assert talk.commit(1, 2, finish=Finish.STOP)[-1] == Finished(Finish.STOP)
     assert talk.g.phase is Phase.FINISHED
     assert talk.done(task, 3) == []
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     assert talk.commit(9) == []
     talk.g.lost()
     assert talk.g.phase is Phase.FINISHED
@@ -347,7 +354,7 @@ def test_it_drafts_no_further_ahead_than_the_cloud_takes_hints() -> None:
     talk = Talk(ahead=9)
     talk.open(max_ahead=2)
     assert hints(talk.draft(1, 2)) == [(3, 3, (1,)), (3, 4, (2,))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     talk.commit(1, accepted=1)
     assert hints(talk.draft(3)) == [(4, 5, (3,))]
 
@@ -356,20 +363,20 @@ def test_a_cloud_that_takes_more_hints_than_wanted_changes_nothing() -> None:
     talk = Talk(ahead=2)
     talk.open(max_ahead=9)
     talk.draft(1, 2)
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
 
 
 def test_guesses_beyond_what_a_new_cloud_takes_are_dropped_and_drafted_again() -> None:
     talk = Talk(ahead=4, max_tokens=30)
     talk.draft(1, 2, 3, 4)
     assert hints(talk.open(max_ahead=2)) == [(3, 3, (1, 2))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     talk.commit(1, 2, 7, accepted=2)
     assert hints(talk.draft(8)) == [(6, 6, (8,))]
     talk.g.lost()
     assert hints(talk.open(2, max_ahead=3)) == [(6, 6, (8,))]
     assert hints(talk.draft(9, 10)) == [(6, 7, (9,)), (6, 8, (10,))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
 
 
 def test_a_guess_under_way_when_a_cloud_takes_fewer_is_dropped() -> None:
@@ -392,7 +399,7 @@ def test_the_cloud_is_told_when_drafting_ends() -> None:
     talk.draft(1, 2)
     talk.task()
     assert talk.g.stop_drafting() == [Send(Draft(1, 3, 3, ()))]
-    assert talk.g.next_task(100) is None
+    assert talk.g.next_task(may_read=True) is None
     assert talk.commit(1, 2, accepted=1) == [Emit((1, 2), (Origin.DRAFT_ACCEPTED, Origin.TARGET))]
     talk.g.lost()
     (command,) = talk.open(2)
@@ -511,14 +518,14 @@ class World:
             self.wire = None
             self.g.lost()
 
-    def start_draft(self, at_most: int) -> None:
-        task = self.g.next_task(at_most)
+    def start_draft(self) -> None:
+        task = self.g.next_task(may_read=True)
         if task is None:
             return
         assert self.task is None
         known = [*self.g.tokens, *(g.token for g in self.g.guesses)]
         assert task.context == known
-        assert 1 <= len(task.tokens) <= at_most
+        assert 1 <= len(task.tokens) <= PROMPT_CHUNK_TOKENS
         assert len(known) < len(self.request.prompt) + self.request.max_tokens
         assert len(self.g.guesses) < self.request.ahead
         self.task = task
@@ -586,7 +593,7 @@ class World:
                 case "lose":
                     self.lose()
                 case "draft":
-                    self.start_draft(1 + number)
+                    self.start_draft()
                 case "drafted":
                     self.end_draft()
                 case "up":
@@ -601,7 +608,7 @@ class World:
             if self.finish is not None:
                 break
             self.connect()
-            self.start_draft(8)
+            self.start_draft()
             self.end_draft()
             self.up()
             self.up()
@@ -621,7 +628,7 @@ class World:
         assert t.accepted <= t.verified == self.verified
         assert t.forwards_without_hints <= t.forwards
         assert t.resumed == self.streams - 1
-        assert g.next_task(100) is None
+        assert g.next_task(may_read=True) is None
 
 
 EVENTS = st.lists(
@@ -724,7 +731,7 @@ def test_an_edge_that_would_draft_beyond_the_boards_room_still_helps_later() -> 
 
     def draft_all() -> int:
         made = 0
-        while (task := world.g.next_task(100)) is not None:
+        while (task := world.g.next_task(may_read=True)) is not None:
             world.perform(world.g.drafted(task, Guess(text[len(task.context) - 2], 0.9)))
             made += 1
         return made

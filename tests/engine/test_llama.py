@@ -1,0 +1,107 @@
+"""llama.cpp as ecd uses it: what a sequence computes depends on its own tokens and on nothing else."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ecd.engine.llama import LlamaContext, LlamaModel, Segment
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS
+from ecd.errors import EngineError, ModelError
+from ecd.models.fetch import resolve
+
+TEXT = (
+    "The history of computing is longer than most people think: counting boards, gears, relays, transistors. "
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(target: LlamaModel) -> list[int]:
+    return target.tokenize(TEXT * 8, add_bos=True, parse_special=False)[:160]
+
+
+@pytest.fixture
+def context(target: LlamaModel) -> Iterator[LlamaContext]:
+    context = LlamaContext(target, n_ctx=256, n_seq=4, n_batch=256, threads=1)
+    yield context
+    context.close()
+
+
+def one_by_one(context: LlamaContext, sequence: int, tokens: list[int]) -> NDArray[np.float32]:
+    rows = [context.decode([Segment(sequence, at, [token], 1)])[0].copy() for at, token in enumerate(tokens)]
+    return np.concatenate(rows)
+
+
+def test_logits_do_not_depend_on_batches_neighbours_or_roll_backs(
+    target: LlamaModel, context: LlamaContext, tokens: list[int]
+) -> None:
+    texts = [tokens[shift : shift + 100] for shift in (0, 11, 23, 37)]
+    alone = LlamaContext(target, n_ctx=256, n_seq=1, n_batch=64, threads=1)
+    expected = []
+    for text in texts:
+        alone.truncate(0, 0)
+        expected.append(one_by_one(alone, 0, text))
+    alone.close()
+    rng = random.Random(1)
+    done = [0] * len(texts)
+    while any(at < 100 for at in done):
+        segments = []
+        for sequence, text in enumerate(texts):
+            if done[sequence] < 100 and rng.random() < 0.8:
+                piece = text[done[sequence] :][: rng.choice((1, 1, 1, 3, 6, PROMPT_CHUNK_TOKENS - 1))]
+                segments.append(Segment(sequence, done[sequence], piece, len(piece)))
+        for segment, rows in zip(segments, context.decode(segments) if segments else [], strict=True):
+            end = segment.start + len(segment.tokens)
+            np.testing.assert_array_equal(rows, expected[segment.sequence][segment.start : end])
+            done[segment.sequence] = segment.start + rng.randrange(1, len(segment.tokens) + 1)
+            context.truncate(segment.sequence, done[segment.sequence])
+
+
+def test_a_prompts_chunk_is_not_changed_by_its_neighbours(context: LlamaContext, tokens: list[int]) -> None:
+    chunk = tokens[:PROMPT_CHUNK_TOKENS]
+    (alone,) = context.decode([Segment(0, 0, chunk, 1)])
+    expected = alone.copy()
+    context.decode([Segment(n, 0, tokens[:20], 0) for n in (1, 2)])
+    short, beside, shorter = context.decode(
+        [Segment(1, 20, tokens[20:23], 3), Segment(3, 0, chunk, 1), Segment(2, 20, tokens[20:21], 1)]
+    )
+    np.testing.assert_array_equal(beside, expected)
+    assert (short.shape[0], shorter.shape[0]) == (3, 1)
+    np.testing.assert_array_equal(short[0], shorter[0])
+
+
+def test_logits_come_only_where_wanted(context: LlamaContext, tokens: list[int]) -> None:
+    none, two = context.decode([Segment(0, 0, tokens[:5], 0), Segment(1, 0, tokens[:5], 2)])
+    assert none.shape == (0, 49152)
+    assert two.shape == (2, 49152)
+
+
+def test_what_does_not_fit_is_an_engine_error(context: LlamaContext, tokens: list[int]) -> None:
+    for start in range(0, 256, 32):
+        context.decode([Segment(0, start, tokens[:32], 1)])
+    with pytest.raises(EngineError, match="failed"):
+        context.decode([Segment(0, 256, tokens[:1], 1)])
+    context.truncate(0, 0)
+    assert context.decode([Segment(0, 0, tokens[:5], 1)])[0].shape == (1, 49152)
+
+
+def test_the_pair_shares_a_fingerprint_and_another_family_does_not(
+    target: LlamaModel, draft: LlamaModel
+) -> None:
+    assert target.fingerprint().differences(draft.fingerprint()) == []
+    assert target.fingerprint().tokenizer == "gpt2/smollm"
+
+
+def test_pieces_make_up_the_text(target: LlamaModel) -> None:
+    text = "naïve 人工智能 🙂 — def f(x): return x ** 2"
+    ids = target.tokenize(text, add_bos=False, parse_special=False)
+    assert b"".join(target.piece(token) for token in ids).decode() == text
+    assert all(target.piece(token) == b"" for token in target.eog)
+    assert target.piece(target.eos, control=True) == b"<|im_end|>"
+
+
+def test_a_file_that_is_no_model_is_said() -> None:
+    with pytest.raises(ModelError, match="cannot load"):
+        LlamaModel(resolve(__file__))
