@@ -12,7 +12,8 @@ import pytest
 from ecd.client import Client
 from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
-from ecd.lab.link import Conditions, EmulatedLink, random_schedule
+from ecd.lab.lane import Conditions, random_schedule
+from ecd.lab.link import EmulatedLink
 from ecd.lab.system import DaemonProcess, address_of, running_cloud
 from ecd.oracle import generate
 from ecd.prompt import prompt_tokens

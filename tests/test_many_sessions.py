@@ -13,7 +13,8 @@ import pytest
 from ecd.client import BlockingClient, Client
 from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
-from ecd.lab.link import Conditions, EmulatedLink
+from ecd.lab.lane import Conditions
+from ecd.lab.link import EmulatedLink
 from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
 from ecd.oracle import generate
 from ecd.prompt import prompt_tokens

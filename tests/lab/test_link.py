@@ -17,14 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.errors import ConfigError, LinkError
-from ecd.lab.link import (
+from ecd.lab.lane import (
     NOTHING_PLANNED,
     QUEUE_LIMIT_BYTES,
     Conditions,
     Cut,
     CutAt,
     Direction,
-    EmulatedLink,
     HalfOpen,
     HalfOpenAt,
     Lane,
@@ -34,6 +33,7 @@ from ecd.lab.link import (
     Stall,
     random_schedule,
 )
+from ecd.lab.link import EmulatedLink
 
 LIMIT_S = 8.0  # no wait in here may be longer
 CLEAR = Conditions()
