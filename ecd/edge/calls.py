@@ -6,9 +6,9 @@ Owns the request's and the result's shape, as docs/PROTOCOL.md lists them.
 import random
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from ecd.control import Emit, Handler
 from ecd.edge.generation import Request
@@ -40,7 +40,7 @@ class RunArgs(BaseModel):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: list[tuple[int, float]] | list[list[float]] = Field(default_factory=list)
+    logit_bias: list[Annotated[tuple[int, float], Strict(False)]] = Field(default_factory=list)
     max_tokens: int = Field(default=256, ge=1, le=1 << 20)
     stop: list[str] = Field(default_factory=list, max_length=16)
     draft: bool = True
@@ -60,7 +60,7 @@ class RunArgs(BaseModel):
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            logit_bias=tuple((int(token), float(bias)) for token, bias in self.logit_bias),
+            logit_bias=tuple(self.logit_bias),
         )
 
 
