@@ -65,6 +65,12 @@ class Keepalive(BaseModel):
     silence_s: Seconds = 6.0
     handshake_s: Seconds = 5.0
 
+    @model_validator(mode="after")
+    def _check(self) -> "Keepalive":
+        if self.silence_s <= self.ping_interval_s:
+            raise ValueError("silence_s must be longer than ping_interval_s")
+        return self
+
 
 class Reconnect(BaseModel):
     """Waits between connection attempts: from `first_s`, doubled up to `longest_s`, with jitter."""
@@ -73,6 +79,12 @@ class Reconnect(BaseModel):
 
     first_s: Seconds = 0.1
     longest_s: Seconds = 5.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Reconnect":
+        if self.longest_s < self.first_s:
+            raise ValueError("longest_s must not be shorter than first_s")
+        return self
 
 
 class Daemon(BaseModel):
@@ -135,7 +147,10 @@ class EdgeConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "EdgeConfig":
-        _check_secure(split_address(self.cloud)[0], "cloud", self.insecure)
+        host, port = split_address(self.cloud)
+        if not port:
+            raise ValueError("cloud: port 0 is no address to connect to")
+        _check_secure(host, "cloud", self.insecure)
         return self
 
 

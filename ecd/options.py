@@ -30,7 +30,10 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
         "--logit-bias", metavar="ID=BIAS", multiple=True, help="Adds to a token id's logit; repeatable."
     ),
     click.option(
-        "--seed", type=int, default=None, help="Same seed, same text. Drawn and told when not given."
+        "--seed",
+        type=click.IntRange(0, (1 << 64) - 1),
+        default=None,
+        help="Same seed, same text. Drawn and told when not given.",
     ),
     click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True),
     click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable."),

@@ -15,7 +15,7 @@ from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS, next_piece
 from ecd.errors import BadRequest, ContextOverflow
 from ecd.sampling import Rule, Sampling, agreement_gap, choose, loosened
-from ecd.text import TextStream
+from ecd.text import TextStream, check_stop
 
 # Two logits this close may swap when the same tokens are evaluated in batches of another shape, see
 # docs/LOG.md.
@@ -44,6 +44,7 @@ def generate(
 ) -> OracleAnswer:
     """Generates an answer with the target alone. `on_text` gets pieces as they come."""
     sampling.check_vocabulary(model.n_vocab)
+    check_stop(stop)
     tokens, text, finish = list(prompt), TextStream(stop), ""
     for row in _rows(model, tokens, len(prompt), len(prompt) + max_tokens, threads):
         token = choose(row, sampling, len(tokens), tokens, len(prompt))

@@ -48,6 +48,8 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
     """The conversation as the model's template writes it, up to where the assistant answers."""
     if tokenizer.chat_template is None:
         raise BadRequest("this model has no chat template; send the prompt with --raw")
+    if not messages:
+        raise BadRequest("the conversation has no messages")
     for message in messages:
         if not (
             isinstance(message, dict)

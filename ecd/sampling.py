@@ -61,7 +61,7 @@ class Sampling:
         _within("top_k", self.top_k, 0, 1 << 24)
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         for token, bias in self.logit_bias:

@@ -5,7 +5,22 @@ text. Knows tokens only as byte strings.
 """
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from ecd.errors import BadRequest
+
+# Every token is looked at for every stop string.
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Raises BadRequest for stop strings that are empty, too many or too long."""
+    if len(stop) > MAX_STOPS:
+        raise BadRequest(f"stop: {len(stop)} stop strings are more than {MAX_STOPS}")
+    if not all(0 < len(s) <= MAX_STOP_CHARACTERS for s in stop):
+        raise BadRequest(f"stop: each stop string needs 1 to {MAX_STOP_CHARACTERS} characters")
 
 
 @dataclass(slots=True)
@@ -17,12 +32,17 @@ class TextStream:
     """
 
     stop: tuple[str, ...] = ()
-    text: str = ""
     stopped: bool = False
+    _shown: list[str] = field(default_factory=list)
     _held: str = ""
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
+
+    @property
+    def text(self) -> str:
+        """All text that has become certain."""
+        return "".join(self._shown)
 
     def feed(self, piece: bytes, *, last: bool = False) -> str:
         """Adds a token's bytes; returns the text that has become certain, none after a stop string.
@@ -41,7 +61,7 @@ class TextStream:
 
     def _release(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]
-        self.text += shown
+        self._shown.append(shown)
         return shown
 
     def _open_stop(self) -> int:

@@ -164,6 +164,27 @@ async def test_sigint_stops_at_once(own_edge: DaemonProcess) -> None:
     assert await asyncio.to_thread(own_edge.process.wait, 10) == 0
 
 
+async def test_sigint_ends_an_edge_that_has_nothing_left_to_draft(tmp_path: Path) -> None:
+    """Without a cloud the drafter soon stands idle, all its guesses made; stopping must not wake it."""
+    flags = ["--model", "smollm2-135m-draft", "--cloud", "127.0.0.1:1", "--ahead-tokens", "2"]
+    edge = DaemonProcess("edge", flags, tmp_path)
+    edge.start()
+    try:
+        await asyncio.to_thread(edge.wait, lambda status: True)
+        async with Client(edge.socket) as client:
+            events = client.stream("Tell a story.", max_tokens=48)
+            assert (await anext(aiter(events)))["link"] in ("connecting", "down")
+            ahead = 0
+            while ahead < 2:
+                ahead = (await client.call("sessions"))["sessions"][0]["ahead"]
+            assert await asyncio.to_thread(edge.signal, signal.SIGINT) == 0
+            with pytest.raises(Exception, match=r"stopping|closed the connection"):
+                async for _ in events:
+                    pass
+    finally:
+        edge.stop()
+
+
 async def test_a_second_signal_ends_at_once(own_edge: DaemonProcess) -> None:
     assert own_edge.process is not None
     async with Client(own_edge.socket) as client:

@@ -135,7 +135,13 @@ def test_streamed_pieces_make_up_the_text(edge: DaemonProcess) -> None:
         ({"prompt": "", "chat": False}, "empty"),
         ({"prompt": [{"role": "user"}]}, "content"),
         ({"prompt": "x", "max_tokens": 1 << 19}, "context"),
+        ({"prompt": "\U0010ffff" * 100_000, "chat": False}, "do not fit the cloud's context"),
+        ({"prompt": []}, "no messages"),
         ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "stop": ["y"] * 17}, "stop"),
+        ({"prompt": "x", "logit_bias": [[1, 2, 3]]}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": [[1.5, 2.0]]}, "logit_bias"),
+        ({"prompt": "x", "repetition_penalty": 1e-39}, "repetition_penalty"),
         ({"prompt": "x", "logit_bias": [[1 << 23, 1.0]]}, "logit_bias"),
     ],
 )
@@ -144,6 +150,7 @@ def test_bad_requests_say_what_is_wrong(edge: DaemonProcess, args: dict[str, Any
         with pytest.raises(RemoteError, match=named):
             client.call("run", **args)
         assert client.call("status")["link"]["state"] == "connected"
+        assert client.call("sessions") == {"sessions": []}
 
 
 async def test_many_calls_on_one_client_connection(edge: DaemonProcess, target: LlamaModel) -> None:

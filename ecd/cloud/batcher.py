@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ecd.cloud.session import Committed, Session
 from ecd.cloud.verifier import Capacity, StepResult, Work
-from ecd.errors import EcdError, Overloaded
+from ecd.errors import ContextOverflow, EcdError, Overloaded
 
 
 @dataclass(slots=True)
@@ -44,12 +44,17 @@ class Batcher:
     running: dict[int, Session] = field(default_factory=dict)
     queue: OrderedDict[int, Session] = field(default_factory=OrderedDict)
 
-    def add(self, key: int, session: Session) -> None:
-        """Lets a session in, at once or when there is room.
+    def check_fits(self, prompt_len: int, max_tokens: int) -> None:
+        """Raises ContextOverflow when prompt and answer can never fit a session."""
+        room = self.capacity.session_tokens
+        if prompt_len + max_tokens > room:
+            raise ContextOverflow(
+                f"{prompt_len} prompt tokens and max_tokens {max_tokens} do not fit the cloud's context of "
+                f"{room}; shorten one, or raise context_tokens at the cloud"
+            )
 
-        Raises ContextOverflow when it never fits, Overloaded when too many wait.
-        """
-        session.check_fits(self.capacity.session_tokens)
+    def add(self, key: int, session: Session) -> None:
+        """Lets a session in, at once or when there is room. Raises Overloaded when too many wait."""
         if len(self.running) >= self.capacity.sessions and len(self.queue) >= self.max_queue:
             raise Overloaded(f"{len(self.queue)} sessions are waiting for room already; try again later")
         self.totals.sessions += 1

@@ -59,3 +59,4 @@ async def _serve(config: CloudConfig, model: LlamaModel, life: Lifecycle) -> Non
             await until_end(life, service.drain, config.drain_s)
             server.close()
             service.stop()
+    service.close()

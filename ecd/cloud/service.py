@@ -18,7 +18,16 @@ from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Emit, Handler
 from ecd.errors import Code, EcdError, EngineError, UnknownPrefix
-from ecd.wire.connection import Closed, Connected, Connection, Event, PeerDraining, Received, Settings
+from ecd.wire.connection import (
+    Closed,
+    Connected,
+    Connection,
+    Event,
+    PeerDraining,
+    Received,
+    Settings,
+    readable,
+)
 from ecd.wire.link import Link
 from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, Tokens
 
@@ -85,9 +94,12 @@ class CloudService:
             await self._idle.wait()
 
     def stop(self) -> None:
-        """Ends every connection and the engine."""
+        """Ends every connection."""
         for link in list(self._links):
             link.close(Code.DRAINING, "this cloud is stopping")
+
+    def close(self) -> None:
+        """Frees the engine; nothing may be asked of it any more."""
         self._engine.submit(self._verifier.close)
         self._engine.shutdown()
 
@@ -232,7 +244,7 @@ class CloudService:
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Connected():
-                log.info("edge %s connected (%s)", link.peername, event.peer.agent)
+                log.info("edge %s connected (%s)", link.peername, readable(event.peer.agent[:100]))
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
@@ -269,6 +281,7 @@ class CloudService:
         try:
             if message.prefix_len:
                 raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
+            self._batcher.check_fits(len(message.prompt), message.max_tokens)
             session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
             key = next(self._keys)
             self._batcher.add(key, session)

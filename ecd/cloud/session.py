@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ecd.cloud.board import Board
-from ecd.errors import BadRequest, ContextOverflow
-from ecd.sampling import DraftDistribution, Hint, Sampling, Verdict
-from ecd.text import TextStream
+from ecd.errors import BadRequest
+from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Sampling, Verdict
+from ecd.text import TextStream, check_stop
 from ecd.wire.messages import Draft, Finish, Open
 
 # Even strict rounds give up on an edge that never answers, and decode one token without it.
@@ -67,8 +67,7 @@ class Session:
             raise BadRequest(
                 f"max_tokens {request.max_tokens} leaves nothing to do after {len(request.committed)} tokens"
             )
-        if any(not s for s in request.stop):
-            raise BadRequest("a stop string is empty")
+        check_stop(request.stop)
         sampling = Sampling.from_map(request.sampling)
         sampling.check_vocabulary(vocabulary.size)
         text = TextStream(request.stop)
@@ -90,19 +89,6 @@ class Session:
     def remaining(self) -> int:
         """Tokens that may still be committed."""
         return self.prompt_len + self.max_tokens - len(self.tokens)
-
-    @property
-    def cells(self) -> int:
-        """KV cells it may come to need, hints not counted."""
-        return self.prompt_len + self.max_tokens
-
-    def check_fits(self, context_tokens: int) -> None:
-        """Raises ContextOverflow when prompt and answer cannot fit a context of that many tokens."""
-        if self.cells > context_tokens:
-            raise ContextOverflow(
-                f"{self.prompt_len} prompt tokens and max_tokens {self.max_tokens} do not fit "
-                f"the cloud's context of {context_tokens}; shorten one, or raise context_tokens at the cloud"
-            )
 
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
@@ -128,7 +114,7 @@ class Session:
                 weights = draft.q[index]
                 q = DraftDistribution(weights.ids, tuple(weights.weights))
             ids: Sequence[int] = (token,) if q is None else q.ids
-            if token not in ids or max(ids) >= self.vocabulary.size:
+            if token not in ids or len(ids) > MAX_Q_TOKENS or max(ids) >= self.vocabulary.size:
                 break
             hints.append(Hint(token, q))
         return hints

@@ -16,6 +16,7 @@ from ecd.edge.service import Answer, Chunk, EdgeService
 from ecd.errors import BadRequest, EcdError
 from ecd.prompt import Tokenizer, prompt_tokens
 from ecd.sampling import Sampling
+from ecd.text import check_stop
 from ecd.wire.messages import Finish
 
 MAX_U32 = (1 << 32) - 1
@@ -42,7 +43,7 @@ class RunArgs(BaseModel):
     frequency_penalty: float = 0.0
     logit_bias: list[Annotated[tuple[int, float], Strict(False)]] = Field(default_factory=list)
     max_tokens: int = Field(default=256, ge=1, le=1 << 20)
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    stop: list[str] = Field(default_factory=list)
     draft: bool = True
     patience_ms: float | Literal["rounds"] | None = None
     hint_tokens: int = Field(default=1, ge=1, le=64)
@@ -70,7 +71,7 @@ def parse_run(args: dict[str, Any]) -> RunArgs:
         return RunArgs.model_validate(args)
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str)) or "arguments"
+        where = first["loc"][0] if first["loc"] else "arguments"
         raise BadRequest(f"{where}: {first['msg']}") from None
 
 
@@ -159,6 +160,7 @@ class EdgeCalls:
     async def run(self, given: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """One prompt to its end; an event per piece of text. Cancelling the call cancels the session."""
         args = parse_run(given)
+        check_stop(args.stop)
         patience = self._patience if args.patience_ms is None else args.patience_ms
         request = Request(
             prompt=prompt_tokens(self._tokenizer, args.prompt, chat=args.chat),
@@ -177,7 +179,7 @@ class EdgeCalls:
                     "id": answer.id,
                     "seed": request.sampling.seed,
                     "prompt_tokens": len(request.prompt),
-                    "link": str(self._service.uplink.state),
+                    "link": self._link_state(),
                 }
             )
             while True:
@@ -198,6 +200,10 @@ class EdgeCalls:
             if answer.id in self._service.answers:
                 self._service.cancel(answer.id)
 
+    def _link_state(self) -> str:
+        link = self._service.uplink.link
+        return "draining" if link and link.connection.peer_draining else str(self._service.uplink.state)
+
     async def status(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """The link and what is served over it."""
         uplink = self._service.uplink
@@ -210,6 +216,7 @@ class EdgeCalls:
             "target_model": self._service.cloud_model,
             "link": {
                 "state": str(uplink.state),
+                "draining": uplink.link is not None and uplink.link.connection.peer_draining,
                 "cloud": f"{uplink.host}:{uplink.port}",
                 "reason": uplink.reason,
                 "refused": uplink.refused is not None,

@@ -47,7 +47,7 @@ async def _serve(config: EdgeConfig, model: LlamaModel, life: Lifecycle) -> None
         on_drained=life.on_drained,
     )
     async with (
-        background(service.draft_forever, service.give_up_forever, uplink.keep),
+        background(service.draft_forever, service.tend_forever, uplink.keep),
         control_socket(config.socket, calls.handlers()),
     ):
         log.info("ready: %s for %s, control on %s", config.model, config.cloud, config.socket)
@@ -55,3 +55,4 @@ async def _serve(config: EdgeConfig, model: LlamaModel, life: Lifecycle) -> None
         service.stop()
         # One turn of the loop for the last answers to reach their clients.
         await asyncio.sleep(0)
+    service.close()

@@ -16,13 +16,16 @@ from typing import Any
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Request, Send
 from ecd.edge.uplink import Uplink
-from ecd.errors import BadRequest, Code, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
 from ecd.sampling import Guess
 from ecd.text import TextStream
-from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received
+from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
 from ecd.wire.messages import Finish, Reset, Tokens
 
 log = logging.getLogger(__name__)
+
+# Where no cloud has told its own limit yet; as ids they fit a frame.
+MAX_CONTEXT_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,22 @@ class EdgeService:
     # -- requests
 
     def start(self, request: Request) -> Answer:
-        """Begins an answer. Raises LinkError while draining, or when the cloud refuses this edge."""
+        """Begins an answer.
+
+        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest.
+        """
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
         if self.uplink.refused:
             raise LinkError(
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
+            )
+        request.sampling.check_vocabulary(self._n_vocab)
+        room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
+        if len(request.prompt) + request.max_tokens > room:
+            raise ContextOverflow(
+                f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
+                f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
             )
         now = monotonic()
         answer = Answer(next(self._ids), Generation(request), TextStream(request.stop), now)
@@ -144,10 +157,13 @@ class EdgeService:
             await self._idle.wait()
 
     def stop(self) -> None:
-        """Ends what runs, and the drafter."""
+        """Ends what runs."""
         for answer in list(self.answers.values()):
             self._abandon(answer)
             self._end(answer, RemoteError(Code.CANCELLED, "the edge is stopping"))
+
+    def close(self) -> None:
+        """Frees the drafter; nothing may be asked of it any more."""
         self._thread.submit(self._drafter.close)
         self._thread.shutdown()
 
@@ -223,14 +239,17 @@ class EdgeService:
                 self._on_message(event)
             case PeerDraining():
                 log.info("the cloud takes no new sessions: %s", event.message)
+                self.uplink.reason = f"the cloud takes no new sessions: {event.message}"
             case Closed():
                 self._by_stream.clear()
                 for answer in self.answers.values():
                     answer.generation.lost()
                     answer.waiting_since = answer.waiting_since or monotonic()
 
-    async def give_up_forever(self) -> None:
-        """Fails answers that have been without a link for too long, or that the cloud will not have."""
+    async def tend_forever(self) -> None:
+        """Opens waiting answers again; fails those that have waited too long, or that the cloud will not
+        have.
+        """
         while True:
             await asyncio.sleep(0.25 if self.answers else 1.0)
             now = monotonic()
@@ -243,20 +262,22 @@ class EdgeService:
                 elif now - since > self._link_wait_s:
                     reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplink.reason}"
                     self._end(answer, LinkError(reason))
+                else:
+                    self._open(answer)
 
     def _open(self, answer: Answer) -> None:
         link = self.uplink.link
-        if link is None or link.connection.peer_draining or answer.generation.phase is Phase.FINISHED:
+        if link is None or link.connection.peer_draining or answer.generation.phase is not Phase.WAITING:
             return
         stream = link.connection.new_stream()
         self._by_stream[stream] = answer
         answer.waiting_since = None
-        self._perform(
-            answer,
-            answer.generation.open(
-                stream, self.cloud_limits.get("max_ahead", answer.generation.request.ahead)
-            ),
-        )
+        # A cloud that names no limit takes hints however far ahead.
+        max_ahead = self.cloud_limits.get("max_ahead", answer.generation.request.ahead)
+        try:
+            self._perform(answer, answer.generation.open(stream, max_ahead))
+        except EcdError as e:
+            self._end(answer, e)
 
     def _abandon(self, answer: Answer) -> None:
         """Tells the cloud that nobody wants the rest."""
@@ -285,11 +306,12 @@ class EdgeService:
             case Reset():
                 del self._by_stream[message.stream]
                 answer.generation.lost()
-                if message.code is Code.DRAINING:
-                    # Not this cloud, not now: the next connection opens it again.
+                begun = bool(answer.generation.committed)
+                if message.code is Code.DRAINING or (message.code is Code.BUSY and begun):
+                    # Not this cloud, or not now: what is committed must not be lost for that.
                     answer.waiting_since = monotonic()
                 else:
-                    self._end(answer, RemoteError(message.code, message.message))
+                    self._end(answer, RemoteError(message.code, readable(message.message)))
             case _:
                 log.debug("ignored %s", type(message).__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
 
-from ecd.wire.connection import Closed, Connected, Connection, Event, Settings
+from ecd.wire.connection import Closed, Connected, Connection, Event, Settings, readable
 from ecd.wire.link import Link
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,10 @@ class Uplink:
         rng = random.Random()
         failures = 0
         while True:
-            connects = self.connects
+            started = monotonic()
             await self._once()
-            failures = 1 if self.connects > connects else failures + 1
+            # A link that ends as soon as it is made is a failure too.
+            failures = 1 if monotonic() - started > self._backoff.longest_s else failures + 1
             self.state = LinkState.DOWN
             delay_s = self._backoff.longest_s if self.refused else self._backoff.delay_s(failures, rng)
             await asyncio.sleep(delay_s)
@@ -99,6 +100,7 @@ class Uplink:
             async with asyncio.timeout(self._settings.handshake_s):
                 await loop.create_connection(protocol, self.host, self.port)
         except (OSError, TimeoutError) as e:
+            self.refused = None
             self._note(f"cannot reach the cloud at {self.host}:{self.port}: {e or 'timed out'}")
             return
         try:
@@ -115,7 +117,12 @@ class Uplink:
                 self.connects += 1
                 self.refused = None
                 self.reason = ""
-                log.info("connected to the cloud at %s:%d (%s)", self.host, self.port, event.peer.agent)
+                log.info(
+                    "connected to the cloud at %s:%d (%s)",
+                    self.host,
+                    self.port,
+                    readable(event.peer.agent[:100]),
+                )
             case Closed():
                 self.link = None
                 self.refused = None if event.retry else event.message

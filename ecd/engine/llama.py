@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
-from ecd.errors import EngineError, ModelError
+from ecd.errors import BadRequest, EngineError, ModelError
 from ecd.wire.fingerprint import Fingerprint
 
 
@@ -57,7 +57,10 @@ class LlamaModel:
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
         """Token ids of a text; `add_bos` puts the model's own start token first where it has one."""
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as e:
+            raise BadRequest(f"the prompt is not valid Unicode: {e}") from None
         room = len(data) + 8
         ids = (llama_cpp.llama_token * room)()
         n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_bos, parse_special)

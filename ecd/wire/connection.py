@@ -36,7 +36,7 @@ from ecd.wire.messages import (
 )
 
 MAJOR, MINOR = 1, 0
-FEATURES = ("q", "alternates")
+FEATURES = ("q",)
 HANDSHAKE_FRAME_BYTES = 64 << 10
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16
@@ -165,6 +165,13 @@ class Rtt:
         else:
             self.variation_s += (abs(self.smoothed_s - rtt_s) - self.variation_s) / 4
             self.smoothed_s += (rtt_s - self.smoothed_s) / 8
+
+
+def readable(text: str) -> str:
+    """A peer's words as one line that can be logged and shown: control characters replaced, cut to a sane
+    length.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_REASON_CHARACTERS])
 
 
 class Connection:
@@ -341,10 +348,11 @@ class Connection:
             case Pong():
                 self._on_pong(message, now)
             case Goaway():
-                self.peer_draining = True
-                self._events.append(PeerDraining(message.message))
+                if not self.peer_draining:
+                    self.peer_draining = True
+                    self._events.append(PeerDraining(readable(message.message)))
             case Error():
-                self._close(message.code, message.message)
+                self._close(message.code, readable(message.message))
             case Open():
                 self._on_open(message, size)
             case Tokens() | Draft() | Commit() | Kv() | Credit() | Reset():

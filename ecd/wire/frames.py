@@ -19,8 +19,11 @@ MAX_ITEMS = 4096
 
 
 def encode_frame(fields: Sequence[Any]) -> bytes:
-    """One frame on the wire; raises ProtocolError when it is longer than any peer accepts."""
-    body: bytes = msgpack.packb(fields, use_bin_type=True)
+    """One frame on the wire; raises ProtocolError when it is too long or not expressible."""
+    try:
+        body: bytes = msgpack.packb(fields, use_bin_type=True)
+    except (UnicodeError, OverflowError) as e:
+        raise ProtocolError(f"a frame cannot carry this: {e}") from None
     if len(body) > MAX_FRAME_BYTES:
         raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
     return len(body).to_bytes(LENGTH_BYTES, "big") + body

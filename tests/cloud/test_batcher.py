@@ -53,11 +53,9 @@ def test_a_session_needs_a_place_however_long_it_is() -> None:
 
 def test_what_never_fits_is_refused_at_once() -> None:
     b = batcher(session_tokens=10)
-    b.add(1, session(4, 6))
-    with pytest.raises(ContextOverflow, match="context of 10"):
-        b.add(2, session(4, 7))
-    assert b.totals.sessions == 1
-    assert b.get(2) is None
+    b.check_fits(4, 6)
+    with pytest.raises(ContextOverflow, match=r"4 prompt tokens and max_tokens 7 .* context of 10"):
+        b.check_fits(4, 7)
 
 
 def test_a_full_queue_refuses() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ecd.cloud.session import MAX_PATIENCE_S, Committed, Session, Vocabulary
-from ecd.errors import BadRequest, Code, ContextOverflow
+from ecd.errors import BadRequest
 from ecd.sampling import Hint, Rule, Verdict
 from ecd.wire.messages import Draft, Finish, HintWeights, Open
 
@@ -255,7 +255,7 @@ def test_no_patience_is_endless() -> None:
         ({"committed": (41,)}, "token id 41 is not in the vocabulary"),
         ({"max_tokens": 0}, "max_tokens 0 leaves nothing to do"),
         ({"max_tokens": 2, "committed": (1, 2)}, "max_tokens 2 leaves nothing to do after 2 tokens"),
-        ({"stop": ("a", "")}, "a stop string is empty"),
+        ({"stop": ("a", "")}, "each stop string needs"),
         ({"sampling": {"top_q": 1}}, "unknown sampling setting top_q"),
         ({"sampling": {"top_p": 2.0}}, "top_p must be in"),
     ],
@@ -274,10 +274,14 @@ def test_sampling_comes_with_the_request() -> None:
     )
 
 
-def test_a_text_that_does_not_fit_says_how_long_it_is() -> None:
+def test_stop_strings_are_few_and_short() -> None:
+    assert opened(stop=("x" * 256,) * 16).text.stop == ("x" * 256,) * 16
+    for stop in (("x",) * 17, ("x" * 257,)):
+        with pytest.raises(BadRequest, match="stop:"):
+            opened(stop=stop)
+
+
+def test_a_q_of_too_many_tokens_is_no_hint() -> None:
     session = opened()
-    session.check_fits(13)
-    with pytest.raises(ContextOverflow, match=r"3 prompt tokens and max_tokens 10 do not fit .* 12\b") as e:
-        session.check_fits(12)
-    assert e.value.code is Code.CONTEXT_OVERFLOW
-    assert opened(committed=(1, 2)).cells == 13, "committed tokens are part of max_tokens"
+    session.hint(draft(3, 3, 1, q=(HintWeights(tuple(range(33)), bytes([1] * 33)),)))
+    assert (taken(session), session.invalid_hints) == ([], 1)

@@ -224,8 +224,8 @@ class TestHandshake:
         ("offered", "agreed"),
         [
             ((), ()),
-            (("alternates",), ("alternates",)),
-            (("later", "alternates", "q", "q"), FEATURES),
+            (("q",), ("q",)),
+            (("later", "q", "q"), FEATURES),
             (("later",), ()),
         ],
     )
