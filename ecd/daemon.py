@@ -1,7 +1,6 @@
 """What both daemons have in common: the event loop, signals, logging, background tasks and their end.
 
-SIGTERM drains (running answers finish, nothing new starts), SIGINT stops, a second signal ends the process at
-once.
+SIGTERM drains (running answers finish, nothing new starts), SIGINT stops, a second signal ends at once.
 """
 
 import asyncio

@@ -39,12 +39,16 @@ class Chunk:
 
 @dataclass(slots=True)
 class Answer:
-    """One running request: its generation, its text, and where its chunks go. Times are monotonic."""
+    """One running request: its generation, its text, and where its chunks go.
+
+    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began.
+    """
 
     id: int
     generation: Generation
     text: TextStream
     started_at: float
+    waiting_since: float
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     first_at: float | None = None
     first_tokens: int = 0
@@ -52,7 +56,6 @@ class Answer:
     wire_up: int = 0
     wire_down: int = 0
     rtt_ms: float | None = None
-    waiting_since: float | None = None
 
 
 @dataclass(slots=True)
@@ -129,8 +132,7 @@ class EdgeService:
                 f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
             )
         now = monotonic()
-        answer = Answer(next(self._ids), Generation(request), TextStream(request.stop), now)
-        answer.waiting_since = now
+        answer = Answer(next(self._ids), Generation(request), TextStream(request.stop), now, now)
         fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
         if request.ahead and fits and self._free_slots:
             answer.generation.slot = self._free_slots.pop()
@@ -244,22 +246,19 @@ class EdgeService:
                 self._by_stream.clear()
                 for answer in self.answers.values():
                     answer.generation.lost()
-                    answer.waiting_since = answer.waiting_since or monotonic()
+                    answer.waiting_since = monotonic()
 
     async def tend_forever(self) -> None:
-        """Opens waiting answers again; fails those that have waited too long, or that the cloud will not
-        have.
-        """
+        """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
         while True:
             await asyncio.sleep(0.25 if self.answers else 1.0)
             now = monotonic()
             for answer in list(self.answers.values()):
-                since = answer.waiting_since
-                if since is None:
+                if answer.generation.phase is not Phase.WAITING:
                     continue
                 if self.uplink.refused:
                     self._end(answer, LinkError(f"the cloud refuses this edge: {self.uplink.refused}"))
-                elif now - since > self._link_wait_s:
+                elif now - answer.waiting_since > self._link_wait_s:
                     reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplink.reason}"
                     self._end(answer, LinkError(reason))
                 else:
@@ -271,7 +270,6 @@ class EdgeService:
             return
         stream = link.connection.new_stream()
         self._by_stream[stream] = answer
-        answer.waiting_since = None
         # A cloud that names no limit takes hints however far ahead.
         max_ahead = self.cloud_limits.get("max_ahead", answer.generation.request.ahead)
         try:
@@ -308,8 +306,8 @@ class EdgeService:
                 answer.generation.lost()
                 begun = bool(answer.generation.committed)
                 if message.code is Code.DRAINING or (message.code is Code.BUSY and begun):
-                    # Not this cloud, or not now: what is committed must not be lost for that.
-                    answer.waiting_since = monotonic()
+                    # Not this cloud, or not now: `tend_forever` tries again, what is committed is not lost.
+                    self.uplink.reason = readable(message.message)
                 else:
                     self._end(answer, RemoteError(message.code, readable(message.message)))
             case _:
@@ -333,7 +331,7 @@ class EdgeService:
             answer.rtt_ms = None if rtt_s is None else rtt_s * 1000
 
     def _emit(self, answer: Answer, emit: Emit) -> None:
-        now = monotonic()
+        now = answer.waiting_since = monotonic()
         if answer.first_at is None:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
         answer.last_at = now

@@ -12,8 +12,7 @@ SEGMENT_TOKENS = 32
 
 
 def next_piece(cached: int, prompt_len: int, length: int) -> tuple[int, int]:
-    """Start and end of what to evaluate next of a sequence of `length` tokens, `cached` of them evaluated
-    already.
+    """Start and end of what to evaluate next of a sequence of `length` tokens, `cached` of them evaluated.
 
     The last piece of a prompt is its last PROMPT_CHUNK_TOKENS tokens: it reaches back over evaluated ones
     rather than being short. `length` is at least `prompt_len` and more than `cached`.
