@@ -3,7 +3,9 @@
 import asyncio
 import random
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,23 +92,28 @@ def expected(pair: Pair, model: LlamaModel) -> list[list[int]]:
     ]
 
 
-class EdgeThroughLink:
-    """An edge whose way to the cloud is the emulated link; started once the link listens."""
+@asynccontextmanager
+async def edge_to(
+    address: str, draft: str, folder: Path, settings: str = IMPATIENT
+) -> AsyncIterator[DaemonProcess]:
+    """An edge that is up and looks for its cloud at `address`, where nothing may listen yet."""
+    config = folder / "edge.yaml"
+    config.write_text(settings)
+    flags = ["--model", draft, "--cloud", address, "--config", str(config)]
+    daemon = DaemonProcess("edge", flags, folder)
+    daemon.start()
+    try:
+        await asyncio.to_thread(daemon.wait, lambda status: True)
+        yield daemon
+    finally:
+        await asyncio.to_thread(daemon.stop)
 
-    def __init__(self, folder: Path, draft: str, link: EmulatedLink):
-        config = folder / "edge.yaml"
-        config.write_text(IMPATIENT)
-        flags = ["--model", draft, "--cloud", f"{link.host}:{link.port}", "--config", str(config)]
-        self.daemon = DaemonProcess("edge", flags, folder)
 
-    async def __aenter__(self) -> DaemonProcess:
-        self.daemon.start()
-        connected = lambda status: bool(status["link"]["state"] == "connected")  # noqa: E731
-        await asyncio.to_thread(self.daemon.wait, connected)
-        return self.daemon
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.daemon.stop)
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
 
 
 async def run_all(edge: DaemonProcess, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,12 +144,14 @@ async def test_the_text_survives_cuts_stalls_and_a_killed_cloud(
     seed: int,
 ) -> None:
     """A seeded schedule of cuts inside frames, stalls and half-open deaths; every third kills the cloud."""
-    schedule = random_schedule(seed, 4.0, cuts=3, stalls=2, half_opens=1, furthest_byte=4000)
+    schedule = random_schedule(seed, 2.0, cuts=3, stalls=2, half_opens=1, furthest_byte=2000)
     host, port = split_address(address_of(own_cloud))
     conditions = Conditions(delay_s=0.005, jitter_s=0.003)
+    here = ("127.0.0.1", free_port())
+    # The edge is up before the link is, so that the schedule begins together with the answers.
     async with (
-        EmulatedLink(host, port, conditions, schedule=schedule, seed=seed) as link,
-        EdgeThroughLink(tmp_path, pair.draft, link) as edge,
+        edge_to(f"{here[0]}:{here[1]}", pair.draft, tmp_path) as edge,
+        EmulatedLink(host, port, conditions, schedule=schedule, seed=seed, listen=here) as link,
     ):
         answers = asyncio.create_task(run_all(edge, pair.requests))
         if seed % 3 == 0:
@@ -164,19 +173,10 @@ async def test_the_text_survives_cuts_stalls_and_a_killed_cloud(
 
 
 async def test_an_edge_without_a_cloud_waits_and_then_says_why(tmp_path: Path) -> None:
-    config = tmp_path / "edge.yaml"
-    config.write_text("link_wait_s: 0.5\n")
-    edge = DaemonProcess(
-        "edge", ["--model", SMALL.draft, "--cloud", "127.0.0.1:1", "--config", str(config)], tmp_path
-    )
-    edge.start()
-    try:
-        status = await asyncio.to_thread(edge.wait, lambda status: True)
-        assert status["link"]["state"] in ("down", "connecting")
-        async with Client(edge.socket) as client:
-            with pytest.raises(
-                Exception, match=r"no link to the cloud for 0.5 s: cannot reach .*127.0.0.1:1"
-            ):
-                await client.call("run", prompt="Hello?")
-    finally:
-        edge.stop()
+    async with (
+        edge_to("127.0.0.1:1", SMALL.draft, tmp_path, "link_wait_s: 1") as edge,
+        Client(edge.socket) as client,
+    ):
+        assert (await client.call("status"))["link"]["state"] in ("down", "connecting")
+        with pytest.raises(Exception, match=r"no link to the cloud for 1 s: cannot reach .*127.0.0.1:1"):
+            await client.call("run", prompt="Hello?")
