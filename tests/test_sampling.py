@@ -285,8 +285,11 @@ def test_presence_and_frequency_look_at_the_answer_only() -> None:
     assert choose(logits, Sampling(repetition_penalty=3.0), 2, [0, 0], 2) == 1
 
 
-def test_a_bias_outside_the_vocabulary_does_nothing() -> None:
-    assert choose(np.array([1.0, 0.5], np.float32), Sampling(logit_bias=((2, 50.0), (1 << 23, 50.0))), 0) == 0
+def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+    sampling = Sampling(logit_bias=((2, 1.0),))
+    sampling.check_vocabulary(3)
+    with pytest.raises(BadRequest, match="token id 2 is not in the vocabulary of 2"):
+        sampling.check_vocabulary(2)
 
 
 def test_a_nucleus_wider_than_the_quick_search_is_whole() -> None:
