@@ -38,8 +38,8 @@ class ControlType(IntEnum):
     CANCEL = 68
 
 
-Emit = Callable[[dict[str, Any]], Awaitable[None]]
-Handler = Callable[[dict[str, Any], Emit], Awaitable[dict[str, Any]]]
+Notify = Callable[[dict[str, Any]], Awaitable[None]]
+Handler = Callable[[dict[str, Any], Notify], Awaitable[dict[str, Any]]]
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
-from ecd.control import Emit, Handler
+from ecd.control import Handler, Notify
 from ecd.errors import Code, EcdError, EngineError, UnknownPrefix
 from ecd.wire.connection import (
     Closed,
@@ -106,16 +106,16 @@ class CloudService:
     def handlers(self) -> dict[str, Handler]:
         """What the control socket offers."""
 
-        async def status(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        async def status(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             return self.status()
 
-        async def stats(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        async def stats(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             return self.stats()
 
-        async def sessions(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        async def sessions(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             return {"sessions": self.sessions()}
 
-        async def drain(args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        async def drain(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             await self.drain()
             self._on_drained()
             return {"drained": True}

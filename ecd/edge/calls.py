@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
-from ecd.control import Emit, Handler
+from ecd.control import Handler, Notify
 from ecd.edge.generation import Request
 from ecd.edge.service import Answer, Chunk, EdgeService
 from ecd.errors import BadRequest, EcdError
@@ -96,7 +96,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
         "text": answer.text.text,
         "token_ids": list(ids),
         "prompt_token_ids": list(request.prompt),
-        "origins": [origin.name.lower().replace("_", "-") for origin in answer.generation.origins],
+        "origins": [origin.label for origin in answer.generation.origins],
         "finish_reason": finish.name.lower(),
         "seed": request.sampling.seed,
         "sampling": request.sampling.to_map(),
@@ -157,7 +157,7 @@ class EdgeCalls:
             "drain": self.drain,
         }
 
-    async def run(self, given: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def run(self, given: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """One prompt to its end; an event per piece of text. Cancelling the call cancels the session."""
         args = parse_run(given)
         check_stop(args.stop)
@@ -204,7 +204,7 @@ class EdgeCalls:
         link = self._service.uplink.link
         return "draining" if link and link.connection.peer_draining else str(self._service.uplink.state)
 
-    async def status(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def status(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """The link and what is served over it."""
         uplink = self._service.uplink
         rtt = uplink.link.connection.rtt if uplink.link else None
@@ -228,7 +228,7 @@ class EdgeCalls:
             "sessions": len(self._service.answers),
         }
 
-    async def stats(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def stats(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Counters since start, finished answers only, and what follows from them."""
         totals = self._service.totals
         wire_in, wire_out = self._service.uplink.wire_bytes
@@ -243,7 +243,7 @@ class EdgeCalls:
             "wire_bytes_per_token": (wire_in + wire_out) / totals.committed if totals.committed else 0.0,
         }
 
-    async def sessions(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def sessions(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """One line per running answer."""
         return {
             "sessions": [
@@ -262,7 +262,7 @@ class EdgeCalls:
             ]
         }
 
-    async def cancel(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def cancel(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Ends the session with number `id`."""
         number = args.get("id")
         if type(number) is not int:
@@ -270,7 +270,7 @@ class EdgeCalls:
         self._service.cancel(number)
         return {"cancelled": number}
 
-    async def drain(self, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""
         await self._service.drain()
         self._on_drained()

@@ -339,7 +339,7 @@ class EdgeService:
         text = ""
         for index, token in enumerate(emit.ids):
             text += answer.text.feed(self._piece(token), last=done and index == len(emit.ids) - 1)
-        names = tuple(origin.name.lower().replace("_", "-") for origin in emit.origins)
+        names = tuple(origin.label for origin in emit.origins)
         answer.chunks.put_nowait(Chunk(text, emit.ids, names))
 
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:

@@ -30,6 +30,11 @@ class Origin(IntEnum):
     EDGE_CONFIDENT = 2
     EDGE_OFFLINE = 3
 
+    @property
+    def label(self) -> str:
+        """As results name it, for example `draft-accepted`."""
+        return self.name.lower().replace("_", "-")
+
 
 class KvOp(IntEnum):
     """What a KV frame does: drop positions from `first` on, or carry a chunk of the pages [first, last)."""
