@@ -10,6 +10,7 @@ import click
 from ecd import __version__
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.errors import BadRequest
+from ecd.lab.plan import plan
 from ecd.models.cli import models
 from ecd.options import parse_bias, prompt_text, run_program, sampling_options
 
@@ -23,6 +24,7 @@ def cli() -> None:
 
 
 cli.add_command(models)
+cli.add_command(plan)
 
 _config = click.option(
     "--config", "file", type=click.Path(path_type=Path), help="YAML file with settings; flags override it."
@@ -42,7 +44,7 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
 @_socket
 @_sessions
 @_context
-@click.option("--max-verify", type=int, help="Hints verified per session and forward.  [default: 5]")
+@click.option("--max-verify", type=int, help="Most hints verified per session and forward.  [default: 16]")
 @click.option(
     "--stable", is_flag=True, default=None, help="Bit for bit what the target computes alone; slow."
 )
@@ -66,7 +68,15 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
 @_socket
 @_sessions
 @_context
-@click.option("--ahead-tokens", type=int, help="How far to draft beyond the committed text.  [default: 16]")
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "balanced", "cost"]),
+    help="What to pace for: speed, or few target forwards.  [default: balanced]",
+)
+@click.option("--ahead-tokens", type=int, help="Draft at most so far ahead.  [default: as far as pays]")
+@click.option(
+    "--lookup/--no-lookup", default=None, help="Hint text copied from prompt and answer.  [default: on]"
+)
 @_config
 @_check
 def edge(file: Path | None, check: bool, **flags: Any) -> None:
@@ -186,6 +196,16 @@ def check(
                 click.echo(f"position {line['position']}: token {line['token']} is {gap}")
         click.echo(", ".join(f"{name} {value}" for name, value in summary.items()))
     context.exit(1 if report.wrong else 0)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> Any:
+    """Measure ecd beside its alternatives; see `ecd bench --help`."""
+    # Handed on whole: what the benchmarks import is loaded only when one is asked for.
+    from ecd.lab.bench import bench as benchmarks
+
+    return benchmarks.main(list(arguments), prog_name="ecd bench", standalone_mode=False)
 
 
 def main() -> None:

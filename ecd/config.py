@@ -111,8 +111,8 @@ def _check_secure(host: str, setting: str, insecure: bool) -> None:
 class CloudConfig(Daemon):
     """Settings of `ecd cloud`.
 
-    `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies `max_verify`
-    of them.
+    `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
+    `max_verify` of them, fewer where more would not pay.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -120,7 +120,7 @@ class CloudConfig(Daemon):
     sessions: int = Field(default=8, ge=1, le=256)
     queue: int = Field(default=64, ge=0)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
-    max_verify: int = Field(default=5, ge=0, le=62)
+    max_verify: int = Field(default=16, ge=0, le=62)
     max_ahead: int = Field(default=64, ge=1, le=1024)
     max_streams: int = Field(default=256, ge=1)
     stable: bool = False
@@ -133,14 +133,22 @@ class CloudConfig(Daemon):
 
 
 class EdgeConfig(Daemon):
-    """Settings of `ecd edge`. `context_tokens` is per session; `ahead_tokens` bounds how far it drafts."""
+    """Settings of `ecd edge`.
+
+    `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
+    controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
+    guesses.
+    """
 
     cloud: Address = "127.0.0.1:7040"
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
-    ahead_tokens: int = Field(default=16, ge=0, le=1024)
-    patience_ms: PatienceMs | Literal["rounds"] = 0.0
+    objective: Literal["latency", "balanced", "cost"] = "balanced"
+    ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
+    patience_ms: PatienceMs | Literal["rounds"] | None = None
+    hint_tokens: int | None = Field(default=None, ge=1, le=64)
+    lookup: bool = True
     link_wait_s: Seconds = 60.0
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0

@@ -38,6 +38,12 @@ def cli(context: click.Context, socket: Path) -> None:
 @sampling_options
 @click.option("--draft/--no-draft", default=True, help="Without drafts it is plain streaming from the cloud.")
 @click.option(
+    "--objective",
+    type=click.Choice(["latency", "balanced", "cost"]),
+    default=None,
+    help="What to pace for.  [default: the edge's]",
+)
+@click.option(
     "--patience-ms", type=float, default=None, help="How long the cloud may hold a step back for hints."
 )
 @click.option(
@@ -57,7 +63,7 @@ def run(
     """Answer PROMPT, streaming the text as it comes. PROMPT `-` reads standard input."""
     args |= {"logit_bias": parse_bias(logit_bias), "stop": list(args["stop"]), "patience_ms": patience_ms}
     if rounds is not None:
-        args |= {"patience_ms": "rounds", "hint_tokens": rounds}
+        args |= {"patience_ms": "rounds", "hint_tokens": rounds, "ahead_tokens": rounds}
     with BlockingClient(socket) as client:
         for event in client.stream(prompt_text(prompt), **args):
             match event.pop("event"):

@@ -10,19 +10,36 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import uvloop
 
 from ecd import __version__
 from ecd.config import Daemon
-from ecd.engine.llama import LlamaModel
-from ecd.models.fetch import resolve
+from ecd.prompt import Tokenizer
 from ecd.wire.connection import Role, Settings
+from ecd.wire.fingerprint import Fingerprint
 
 log = logging.getLogger(__name__)
 
 EXIT_SECOND_SIGNAL = 130
+
+Loaded = TypeVar("Loaded")
+
+
+class Model(Tokenizer, Protocol):
+    """What a daemon needs to know of its model, whatever engine runs it: the vocabulary.
+
+    `eog`: ids that end a text. `context_train`: tokens that the model was made for.
+    """
+
+    n_vocab: int
+    eog: frozenset[int]
+    context_train: int
+
+    def fingerprint(self) -> Fingerprint:
+        """What the model at the other end must share so that token ids mean the same."""
+        ...
 
 
 class Lifecycle:
@@ -45,8 +62,12 @@ class Lifecycle:
         self.ending.set()
 
 
-def run_daemon(config: Daemon, serve: Callable[[LlamaModel, Lifecycle], Coroutine[Any, Any, None]]) -> None:
-    """Loads the model, then serves on uvloop with signals wired to a lifecycle."""
+def run_daemon(
+    config: Daemon,
+    load: Callable[[], Loaded],
+    serve: Callable[[Loaded, Lifecycle], Coroutine[Any, Any, None]],
+) -> None:
+    """Loads the engine, then serves on uvloop with signals wired to a lifecycle."""
     logging.basicConfig(
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -54,19 +75,19 @@ def run_daemon(config: Daemon, serve: Callable[[LlamaModel, Lifecycle], Coroutin
     )
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
-    model = LlamaModel(resolve(config.model))
+    engine = load()
 
     async def main() -> None:
         life = Lifecycle()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
         loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
-        await serve(model, life)
+        await serve(engine, life)
 
     uvloop.run(main())
 
 
-def link_settings(role: Role, config: Daemon, model: LlamaModel, limits: dict[str, int]) -> Settings:
+def link_settings(role: Role, config: Daemon, model: Model, limits: dict[str, int]) -> Settings:
     """One end's side of the negotiation, from its configuration and its model."""
     return Settings(
         role=role,

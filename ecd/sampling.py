@@ -265,10 +265,17 @@ class DraftDistribution:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A drafted token, how likely the draft model thought it, and q^ where the rejection rule needs it."""
+    """A drafted token and what is known of it.
+
+    `confidence`: how sure its drafter was, in [0, 1]; it depends on the drafter's distribution and never on
+    the token that was drawn from it, so that whoever decides by it leaves the rejection rule lossless.
+    `second`: the runner-up, where there is one. `q`: what the token was drawn from, for the rejection rule.
+    """
 
     token: int
-    prob: float
+    confidence: float
+    drafter: str = "model"
+    second: int | None = None
     q: DraftDistribution | None = None
 
 
@@ -279,16 +286,31 @@ def guess(logits: Logits, sampling: Sampling, position: int, tokens: Sequence[in
     """The draft's token at `position`, by the rule that makes the target most likely to agree.
 
     Under the rejection rule the distribution is truncated and quantised first and the token is drawn from
-    what is left: the other order would not be lossless.
+    what is left: the other order would not be lossless. Its runner-up would say something about the draw, so
+    there is none.
     """
+    confidence = _largest_prob(logits)
+    if sampling.temperature == 0 and sampling.rule is not Rule.REJECTION:
+        x = adjust(logits, sampling, tokens, prompt_len).copy()
+        token = int(x.argmax())
+        x[token] = -np.inf
+        return Guess(token, confidence, second=int(x.argmax()))
     p = shape(logits, sampling, tokens, prompt_len)
     if sampling.rule is Rule.REJECTION:
         q = quantise(p)
         ids, probs = q.as_arrays()
-        token = race(ids, probs, sampling.seed, position, Noise.DRAFT)
-        return Guess(token, float(probs[ids == token][0]), q)
+        return Guess(race(ids, probs, sampling.seed, position, Noise.DRAFT), confidence, q=q)
     token = race(p.ids, p.probs, sampling.seed, position, Noise.TARGET)
-    return Guess(token, float(p.probs[p.ids == token][0]))
+    others = p.ids != token
+    second = (
+        race(p.ids[others], p.probs[others], sampling.seed, position, Noise.TARGET) if others.any() else None
+    )
+    return Guess(token, confidence, second=second)
+
+
+def _largest_prob(logits: Logits) -> float:
+    """The most likely token's probability at temperature 1, whatever the request's settings."""
+    return float(1 / np.exp(logits - logits.max()).sum())
 
 
 def quantise(p: Shaped) -> DraftDistribution:
@@ -301,10 +323,14 @@ def quantise(p: Shaped) -> DraftDistribution:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A drafted token as the cloud sees it; `q` None means that the draft was certain (a one-hot q)."""
+    """A drafted token as the cloud sees it; `q` None means that the draft was certain (a one-hot q).
+
+    `confidence`: the edge's estimate of the chance that it is accepted if the hints before it are.
+    """
 
     token: int
     q: DraftDistribution | None = None
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,15 +353,18 @@ def verify(
     rows: float32[len(hints) + 1, vocabulary], the target's logits after `tokens` and after each hint. Returns
     the accepted hints and one token of the target's own.
     """
-    context = list(tokens)
+    position = len(tokens)
     committed: list[int] = []
+    # Only penalties look at the tokens, and then a copy is the least of what they cost.
+    context = tokens
     for row, hint in zip(rows, hints, strict=False):
-        token, accepted = judge(row, hint, sampling, context, prompt_len)
+        token, accepted = _judge(row, hint, sampling, position + len(committed), context, prompt_len)
         committed.append(token)
-        context.append(token)
         if not accepted:
             return Verdict(tuple(committed), len(committed) - 1)
-    committed.append(choose(rows[len(hints)], sampling, len(context), context, prompt_len))
+        if sampling.penalised:
+            context = [*context, token]
+    committed.append(choose(rows[len(hints)], sampling, position + len(committed), context, prompt_len))
     return Verdict(tuple(committed), len(hints))
 
 
@@ -343,7 +372,12 @@ def judge(
     row: Logits, hint: Hint, sampling: Sampling, context: Sequence[int], prompt_len: int
 ) -> tuple[int, bool]:
     """The token committed behind `context`, and whether that is the hint, accepted by the request's rule."""
-    position = len(context)
+    return _judge(row, hint, sampling, len(context), context, prompt_len)
+
+
+def _judge(
+    row: Logits, hint: Hint, sampling: Sampling, position: int, context: Sequence[int], prompt_len: int
+) -> tuple[int, bool]:
     match sampling.rule:
         case Rule.GREEDY | Rule.COUPLED:
             token = choose(row, sampling, position, context, prompt_len)

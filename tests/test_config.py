@@ -17,10 +17,13 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_file_is_read_with_defaults_around_it(tmp_path: Path) -> None:
     file = written(
-        tmp_path, "model: m\nkeepalive:\n  ping_interval_s: 0.5\nahead_tokens: 8\npatience_ms: rounds\n"
+        tmp_path,
+        "model: m\nkeepalive:\n  ping_interval_s: 0.5\n"
+        "ahead_tokens: 8\npatience_ms: rounds\nobjective: cost\n",
     )
     config = load_config(EdgeConfig, file, {})
     assert (config.model, config.ahead_tokens, config.patience_ms) == ("m", 8, "rounds")
+    assert (config.objective, config.hint_tokens, config.lookup) == ("cost", None, True)
     assert (config.keepalive.ping_interval_s, config.keepalive.silence_s) == (0.5, 6.0)
     assert (config.cloud, config.threads, config.log_level) == ("127.0.0.1:7040", 1, "info")
 
@@ -55,6 +58,10 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("model: m\nlog_level: loud\n", "log_level: Input should be 'debug', 'info', 'warning' or 'error'"),
         ("model: m\ntoken: ''\n", "token: String should have at least 1 character"),
         ("model: m\npatience_ms: soon\n", "patience_ms"),
+        ("model: m\nobjective: speed\n", "objective: Input should be 'latency', 'balanced' or 'cost'"),
+        ("model: m\nhint_tokens: 0\n", "hint_tokens: Input should be greater than or equal to 1"),
+        ("model: m\nahead_tokens: -1\n", "ahead_tokens: Input should be greater than or equal to 0"),
+        ("model: m\nlookup: often\n", "lookup: Input should be a valid boolean"),
         ("model: m\ncloud: nowhere\n", "cloud: must be HOST:PORT, for example 127.0.0.1:7040"),
         ("model: m\ncloud: 127.0.0.1:70400\n", "cloud: must be HOST:PORT"),
         (
@@ -125,11 +132,19 @@ def test_defaults_and_ranges_of_what_the_engine_holds() -> None:
         assert (config.sessions, config.context_tokens) == (8, 4096)
 
 
+def test_the_pacing_controller_decides_what_is_not_fixed() -> None:
+    edge = load_config(EdgeConfig, None, {"model": "m"})
+    assert edge.objective == "balanced"
+    assert (edge.ahead_tokens, edge.patience_ms, edge.hint_tokens, edge.lookup) == (None, None, None, True)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "most"),
     [
         (CloudConfig, "max_verify", 62),
         (EdgeConfig, "patience_ms", 4_000_000),
+        (EdgeConfig, "hint_tokens", 64),
+        (EdgeConfig, "ahead_tokens", 1024),
     ],
 )
 def test_the_longest_are_taken_and_one_more_is_not(

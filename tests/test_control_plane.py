@@ -43,8 +43,48 @@ def test_status_and_stats(edge: DaemonProcess, cloud: DaemonProcess) -> None:
     assert after["finished"] == before["finished"] + 1
     assert after["committed"] == before["committed"] + run["usage"]["completion_tokens"]
     assert after["wire_bytes_out"] > before["wire_bytes_out"]
-    assert ctl_json(cloud, "stats")["committed"] >= after["committed"]
+    assert after["cpu_s"] > before["cpu_s"]
+    theirs = ctl_json(cloud, "stats")
+    assert theirs["committed"] >= after["committed"]
+    assert theirs["cpu_s"] > 0
     assert ctl_json(cloud, "status")["connections"] == 1
+
+
+def test_stats_tell_what_the_controller_goes_by(edge: DaemonProcess) -> None:
+    ctl_json(edge, "run", "--max-tokens", "48", "Name ten animals.")
+    stats = ctl_json(edge, "stats")
+    conditions = stats["conditions"]
+    assert set(conditions) == {"rtt_ms", "jitter_ms", "draft_ms", "step_ms", "slope", "acceptance"}
+    assert all(conditions[name] > 0 for name in ("rtt_ms", "draft_ms", "step_ms"))
+    assert 0 < conditions["acceptance"] < 1
+    model = stats["drafters"]["model"]
+    assert 0 < model["right"] <= model["settled"] <= model["drafted"]
+    assert model["acceptance_rate"] == model["right"] / model["settled"]
+    assert stats["pace"] == {}, "nothing runs"
+
+
+async def test_the_pace_of_what_runs_is_told_with_its_prediction(edge: DaemonProcess) -> None:
+    async with Client(edge.socket) as client:
+        events = aiter(client.stream("Count to a thousand.", max_tokens=200))
+        for _ in range(12):
+            started = await anext(events)
+        pace = (await client.call("stats"))["pace"]
+        assert started["event"] == "text"
+        assert set(pace) == {
+            "drafting",
+            "ahead",
+            "gather",
+            "patience_ms",
+            "predicted_tokens_per_s",
+            "plain_tokens_per_s",
+            "tokens_per_s",
+        }
+        assert pace["predicted_tokens_per_s"] >= 0.9 * pace["plain_tokens_per_s"] > 0
+        assert pace["tokens_per_s"] > 0
+        await client.call("cancel", id=(await client.call("sessions"))["sessions"][0]["id"])
+        with pytest.raises(Exception, match="cancelled"):
+            async for _ in events:
+                pass
 
 
 def test_run_prints_the_text_as_it_comes(edge: DaemonProcess) -> None:

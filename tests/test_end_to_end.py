@@ -15,8 +15,10 @@ import pytest
 
 from ecd.client import BlockingClient, Client
 from ecd.config import split_address
+from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import DraftTask
-from ecd.edge.generation import Request
+from ecd.edge.generation import MAX_PATIENCE_US, Request
+from ecd.edge.meter import Meter
 from ecd.edge.service import Chunk, EdgeService
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.engine.llama import LlamaModel
@@ -28,7 +30,7 @@ from ecd.sampling import Guess, Sampling
 from ecd.wire.connection import Closed, Connection, Role, Settings
 from ecd.wire.frames import FrameReader
 from ecd.wire.link import Link
-from ecd.wire.messages import Draft, Finish, HintWeights, Open, Tokens
+from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Pace, Tokens
 
 PROMPTS = (
     "Write a Python function that merges two sorted lists.",
@@ -75,12 +77,44 @@ def test_the_text_is_the_targets_own(
 
 def test_drafts_are_used_and_counted(edge: DaemonProcess) -> None:
     # Strict rounds make the cloud wait for hints, so that some are verified however slow the edge is.
-    result = ask(edge, PROMPTS[0], max_tokens=48, patience_ms="rounds", hint_tokens=4)
+    result = ask(edge, PROMPTS[0], max_tokens=48, patience_ms="rounds", hint_tokens=4, ahead_tokens=4)
     stats = result["stats"]
     assert 0 < stats["accepted"] <= stats["verified"] <= stats["drafted"]
     assert result["origins"].count("draft-accepted") == stats["accepted"]
+    assert stats["verified"] <= stats["hints_sent"] <= 4 * stats["target_forwards"] + 4
+    assert stats["right"] <= stats["settled"]
     assert stats["target_forwards"] < len(result["token_ids"])
     assert stats["acceptance_rate"] == stats["accepted"] / stats["verified"]
+
+
+@pytest.mark.parametrize(
+    "pacing",
+    [
+        {"objective": "latency"},
+        {"objective": "balanced"},
+        {"objective": "cost"},
+        {"patience_ms": "rounds", "hint_tokens": 1, "ahead_tokens": 16},
+        {"patience_ms": 20.0, "hint_tokens": 3},
+        {"ahead_tokens": 2},
+        {"ahead_tokens": 0},
+    ],
+    ids=str,
+)
+def test_pacing_never_changes_the_text(
+    edge: DaemonProcess, target: LlamaModel, pacing: dict[str, Any]
+) -> None:
+    expected = alone(target, PROMPTS[2], 48, temperature=0.8, seed=21)
+    result = ask(edge, PROMPTS[2], max_tokens=48, temperature=0.8, seed=21, **pacing)
+    assert result["token_ids"] == list(expected.token_ids)
+
+
+def test_text_that_is_repeated_is_copied(edge: DaemonProcess) -> None:
+    before = edge.call("stats")["drafters"].get("lookup", {"drafted": 0, "right": 0})
+    lines = "\n".join(f"{n}. the quick brown fox number {n} jumps over the lazy dog" for n in range(9))
+    ask(edge, f"{lines}\n" * 2 + "0. the quick", chat=False, max_tokens=48)
+    after = edge.call("stats")["drafters"]["lookup"]
+    assert after["drafted"] > before["drafted"]
+    assert after["right"] > before["right"]
 
 
 def test_without_drafts_it_is_plain_streaming(edge: DaemonProcess) -> None:
@@ -131,6 +165,11 @@ def test_streamed_pieces_make_up_the_text(edge: DaemonProcess) -> None:
         ({"prompt": "x", "temperature": -1.0}, "temperature"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "mode": "fast"}, "mode"),
+        ({"prompt": "x", "objective": "speed"}, "objective"),
+        ({"prompt": "x", "patience_ms": -1.0}, "patience_ms"),
+        ({"prompt": "x", "patience_ms": "soon"}, "patience_ms"),
+        ({"prompt": "x", "hint_tokens": 0}, "hint_tokens"),
+        ({"prompt": "x", "ahead_tokens": -1}, "ahead_tokens"),
         ({"prompt": "x", "mode": "greedy", "temperature": 0.5}, "greedy"),
         ({"prompt": "", "chat": False}, "empty"),
         ({"prompt": [{"role": "user"}]}, "content"),
@@ -180,19 +219,21 @@ def wait_until_idle(cloud: DaemonProcess) -> None:
 
 
 class RandomDrafter:
-    """Guesses uniformly random tokens, the worst draft model there is."""
+    """Guesses uniformly random tokens, and is sure of them: the worst draft model there is."""
 
     slots = 4
+    branches = 3
     slot_tokens = 4096
 
     def __init__(self, n_vocab: int):
         self._rng = random.Random(1)
         self._n_vocab = n_vocab
 
-    def draft(self, tasks: Sequence[DraftTask]) -> list[Guess | None]:
-        return [
-            Guess(self._rng.randrange(self._n_vocab), 1.0) if task.wants_guess else None for task in tasks
-        ]
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        return [(Guess(self._token(), 0.9, second=self._token()),) for _ in tasks]
+
+    def _token(self) -> int:
+        return self._rng.randrange(self._n_vocab)
 
     def release(self, slot: int) -> None: ...
 
@@ -206,6 +247,8 @@ def edge_settings(target: LlamaModel) -> Settings:
 async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: LlamaModel) -> None:
     service = EdgeService(
         RandomDrafter(target.n_vocab),
+        Acceptance(),
+        Meter(),
         n_vocab=target.n_vocab,
         piece=target.piece,
         link_wait_s=10,
@@ -215,7 +258,9 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
     tasks = [asyncio.create_task(c) for c in (service.draft_forever(), service.uplink.keep())]
     for sampling in (Sampling(), Sampling.of("coupled", 0.8, seed=3)):
         # With patience the cloud really looks at the hints; without, a wrong one is mostly overtaken.
-        request = Request(prompt_tokens(target, PROMPTS[0], chat=True), sampling, 48, patience_us=1_000_000)
+        request = Request(
+            prompt_tokens(target, PROMPTS[0], chat=True), sampling, 48, patience_us=MAX_PATIENCE_US
+        )
         answer = service.start(request)
         ids: list[int] = []
         while isinstance(outcome := await answer.chunks.get(), Chunk):
@@ -231,11 +276,10 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
 
 def hostile_draft(rng: random.Random, stream: int, prompt_len: int, n_vocab: int) -> Draft:
     """A DRAFT that no edge of good will sends: wrong, out of vocabulary, far off, or huge."""
-    kind = rng.randrange(6)
     seen = prompt_len + rng.randrange(40)
     base = seen + rng.randrange(4)
     ids = tuple(rng.randrange(n_vocab) for _ in range(rng.randrange(1, 64)))
-    match kind:
+    match rng.randrange(8):
         case 0:
             ids = tuple(rng.randrange(n_vocab, 1 << 16) for _ in ids)
         case 1:
@@ -245,10 +289,19 @@ def hostile_draft(rng: random.Random, stream: int, prompt_len: int, n_vocab: int
         case 3:
             ids *= 20
         case 4:
-            return Draft(stream, seen, base, ids, (HintWeights(ids[:1], b"\xff"),) * rng.randrange(3))
+            q = (HintWeights(ids[:1], b"\xff"),) * rng.randrange(3)
+            return Draft(stream, seen, base, ids, q=q)
+        case 5:
+            return Draft(stream, seen, base, ids, confidence=rng.randbytes(rng.randrange(70)))
+        case 6:
+            places = [rng.choice((seen, base, prompt_len, rng.randrange(1 << 32))) for _ in range(20)]
+            alternates = tuple(Alternate(place, ids[: rng.randrange(9)]) for place in places)
+            return Draft(stream, seen, base, ids[:3], alternates=alternates[: rng.randrange(20)])
         case _:
             seen = base = prompt_len
-    return Draft(stream, seen, base, ids)
+    # Never a patience: what the attacker waits for itself would only make the test longer.
+    pace = Pace(0, rng.randrange(1 << 32)) if rng.random() < 0.1 else None
+    return Draft(stream, seen, base, ids, pace=pace)
 
 
 async def test_a_hostile_edge_harms_nobody(
@@ -280,7 +333,7 @@ async def test_a_hostile_edge_harms_nobody(
     while link.connection.peer is None:
         await asyncio.sleep(0)
     stream = link.connection.new_stream()
-    link.send(Open(stream, None, 0, prompt, (), sampling.to_map(), 96, (), 0))
+    link.send(Open(stream, None, 0, prompt, (), sampling.to_map(), 96, (), Pace(0, 1)))
 
     async def attack() -> None:
         sent = 0

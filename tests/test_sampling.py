@@ -27,6 +27,7 @@ from ecd.sampling import (
     Sampling,
     Shaped,
     Verdict,
+    adjust,
     agreement_gap,
     choose,
     guess,
@@ -540,7 +541,7 @@ def test_the_drafted_token_follows_the_quantised_distribution() -> None:
     assert len(q.ids) == len(q.weights) <= MAX_Q_TOKENS
     assert all(draft.q == q for draft in drafts), "q^ must not depend on the drawn token"
     probs = dict(zip(q.ids, (w / sum(q.weights) for w in q.weights), strict=True))
-    assert all(draft.prob == pytest.approx(probs[draft.token]) for draft in drafts[:200])
+    assert len({(draft.confidence, draft.second) for draft in drafts}) == 1, "nor may anything else"
     cells = [0, 1, 2, 3]
     counts = Counter(draft.token for draft in drafts)
     assert set(counts) <= set(q.ids)
@@ -650,6 +651,81 @@ def test_a_coupled_guess_with_the_targets_own_logits_is_always_right() -> None:
     for seed in range(300):
         s = coupled(seed, temperature=0.8, top_p=0.9)
         assert guess(logits_of(P), s, 5, [0] * 5, 1).token == choose(logits_of(P), s, 5, [0] * 5, 1)
+
+
+# --- what a guess tells of itself
+
+LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12).map(
+    lambda values: np.array(values, np.float32)
+)
+GUESSED_BY = [
+    Sampling(),
+    Sampling(repetition_penalty=1.4, logit_bias=((1, 2.0),)),
+    Sampling(Rule.COUPLED, 3, 0.0),
+    coupled(7),
+    coupled(7, temperature=0.3, top_k=3),
+    coupled(7, top_p=0.8, frequency_penalty=0.5),
+    rejection(7),
+]
+
+
+@given(LOGITS, st.sampled_from(GUESSED_BY), st.integers(1, 50))
+def test_confidence_is_the_drafts_largest_probability_whatever_is_drawn(
+    logits: NDArray[np.float32], sampling: Sampling, position: int
+) -> None:
+    made = guess(logits, sampling, position, [0] * position, 1)
+    weights = np.exp(logits.astype(np.float64))
+    assert made.confidence == pytest.approx(weights.max() / weights.sum(), rel=1e-4)
+    assert made.confidence == guess(logits, sampling, position + 1, [0] * (position + 1), 1).confidence
+    assert made.drafter == "model"
+
+
+def test_confidence_stays_while_the_drawn_token_changes() -> None:
+    drawn = {guess(logits_of(P), coupled(seed), 5, [0] * 5, 1) for seed in range(50)}
+    assert len({made.token for made in drawn}) == 4
+    (confidence,) = {made.confidence for made in drawn}
+    assert confidence == pytest.approx(0.45)
+
+
+@given(LOGITS, st.sampled_from([s for s in GUESSED_BY if s.rule is not Rule.REJECTION]), st.integers(1, 50))
+def test_the_runner_up_is_what_would_win_without_the_first(
+    logits: NDArray[np.float32], sampling: Sampling, position: int
+) -> None:
+    context = [0] * position
+    made = guess(logits, sampling, position, context, 1)
+    if sampling.temperature == 0:
+        ranked = np.lexsort((np.arange(len(logits)), -adjust(logits, sampling, context, 1)))
+        assert (made.token, made.second) == (ranked[0], ranked[1])
+        return
+    p = shape(logits, sampling, context, 1)
+    left = p.ids != made.token
+    assert made.second == (
+        race(p.ids[left], p.probs[left], sampling.seed, position, Noise.TARGET) if left.any() else None
+    )
+
+
+@pytest.mark.parametrize("q", [[0.25, 0.25, 0.25, 0.25], [0.4, 0.4, 0.1, 0.1]])
+def test_the_runner_up_is_often_right_where_the_first_is_not(q: list[float]) -> None:
+    """Or an alternate behind it would be worth little; any other token is right less often."""
+    wrong = second = 0
+    for seed in range(4_000):
+        made = guess(logits_of(q), coupled(seed), 5, [0] * 5, 1)
+        token = choose(logits_of(P), coupled(seed), 5, [0] * 5, 1)
+        wrong += token != made.token
+        second += token == made.second
+    assert second > 0.5 * wrong > 200
+
+
+def test_a_token_without_rival_has_no_runner_up() -> None:
+    assert guess(logits_of(P), coupled(1, top_k=1), 5, [0] * 5, 1).second is None
+
+
+def test_under_rejection_nothing_but_the_token_depends_on_the_draw() -> None:
+    """A runner-up would: it cannot be the token that was drawn."""
+    made = [guess(logits_of(P), rejection(seed), 5, [0] * 5, 1) for seed in range(100)]
+    assert len({m.token for m in made}) > 1
+    assert len({(m.confidence, m.second, m.q) for m in made}) == 1
+    assert made[0].second is None
 
 
 # --- hints cannot change the text

@@ -1,12 +1,13 @@
 """Which sessions are in, and which of them take part in the next step.
 
-Pure: admission, patience, failures. Time is passed in; what a step computes is the verifier's
-business.
+Pure: admission, patience, failures. Time is passed in; how many hints a step takes is decided in `depth`,
+what it computes is the verifier's business.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from ecd.cloud.depth import Depth
 from ecd.cloud.session import Committed, Session
 from ecd.cloud.verifier import Capacity, StepResult, Work
 from ecd.errors import ContextOverflow, EcdError, Overloaded
@@ -28,13 +29,14 @@ class Totals:
     failed: int = 0
     dropped_hints: int = 0
     invalid_hints: int = 0
+    alternates_used: int = 0
 
 
 @dataclass(slots=True)
 class Batcher:
     """All sessions of one engine, running or queued, by key, oldest first.
 
-    `max_verify`: hints verified per session and step. `max_queue`: sessions that may wait for room.
+    `max_verify`: most hints verified per session and step. `max_queue`: sessions that may wait for room.
     """
 
     capacity: Capacity
@@ -43,6 +45,10 @@ class Batcher:
     totals: Totals = field(default_factory=Totals)
     running: dict[int, Session] = field(default_factory=dict)
     queue: OrderedDict[int, Session] = field(default_factory=OrderedDict)
+    depth: Depth = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.depth = Depth(self.max_verify)
 
     def check_fits(self, prompt_len: int, max_tokens: int) -> None:
         """Raises ContextOverflow when prompt and answer can never fit a session."""
@@ -72,23 +78,35 @@ class Batcher:
         if gone is not None:
             self.totals.dropped_hints += gone.board.dropped
             self.totals.invalid_hints += gone.invalid_hints
+            self.totals.alternates_used += gone.board.alternates_used
         self._admit()
         return session is not None
 
     def plan(self, now: float) -> list[Work]:
-        """The next step's work: every running session that is not being patient."""
+        """The next step's work: every running session that is not being patient, with hints worth verifying.
+
+        It is to be run: the choice of hints tries something new now and then and learns from what comes out.
+        """
+        ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= now]
+        counts = self.depth.choose([s.hinted(self.max_verify) for _, s in ready])
         return [
-            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(self.max_verify))
-            for key, s in self.running.items()
-            if s.ready_at() <= now
+            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count))
+            for (key, s), count in zip(ready, counts, strict=True)
         ]
 
     def next_timer(self) -> float | None:
         """When the first running session may go on; None when none runs."""
         return min((s.ready_at() for s in self.running.values()), default=None)
 
-    def apply(self, result: StepResult, now: float) -> list[tuple[int, Committed | EcdError]]:
-        """What each session of a step committed, or why it ended; those removed meanwhile are skipped."""
+    def apply(self, result: StepResult, step_s: float, now: float) -> list[tuple[int, Committed | EcdError]]:
+        """What each session of a step committed, or why it ended; those removed meanwhile are skipped.
+
+        `step_s`: how long the step took.
+        """
+        rows = [judged.verified + 1 for judged in result.judged.values()]
+        # A step that read prompts, or part of which failed, does not tell what tokens and hints cost.
+        if result.one_pass and rows and sum(rows) == result.batch_tokens:
+            self.depth.cost.learn(result.batch_tokens, len(set(rows)), step_s)
         self.totals.steps += 1
         self.totals.batch_tokens += result.batch_tokens
         self.totals.batch_sessions += result.batch_sessions
@@ -109,6 +127,23 @@ class Batcher:
                 self.totals.failed += 1
                 outcome.append((key, error))
         return outcome
+
+    def load(self) -> dict[str, int | float]:
+        """What a PONG tells edges: who is in, and what steps cost now; the times are 0 before any is known.
+
+        `step_ms`: a step with one token for each running session. `token_ms`: each token more, as the mean
+        over four hints for each.
+        """
+        sessions = max(1, len(self.running))
+        cost = self.depth.cost
+        step_s = cost.seconds(sessions)
+        return {
+            "running": len(self.running),
+            "queued": len(self.queue),
+            "step_ms": step_s * 1000,
+            "token_ms": (cost.seconds(5 * sessions) - step_s) / (4 * sessions) * 1000,
+            "max_verify": self.max_verify,
+        }
 
     def _admit(self) -> None:
         """Moves queued sessions in, in order, while there is room."""

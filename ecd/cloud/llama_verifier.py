@@ -137,4 +137,4 @@ class LlamaVerifier:
                 committed.append(choose(rows[0], item.sampling, len(committed), committed, item.prompt_len))
             verdict = Verdict(tuple(committed[len(item.tokens) :]), accepted)
             judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1))
-        return StepResult(judged, {}, total, len(work))
+        return StepResult(judged, {}, total, len(work), one_pass=False)

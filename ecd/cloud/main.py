@@ -2,27 +2,29 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from ecd.cloud.batcher import Batcher
-from ecd.cloud.llama_verifier import LlamaVerifier
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
+from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
-from ecd.daemon import Lifecycle, background, link_settings, run_daemon, until_end
-from ecd.engine.llama import LlamaModel
+from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.errors import DaemonError
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
 
 
-def run_cloud(config: CloudConfig) -> None:
-    """`ecd cloud`, from its settings to its end. Raises EcdError when it cannot start."""
-    run_daemon(config, lambda model, life: _serve(config, model, life))
+def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
+    """The target on llama.cpp. Raises ModelError."""
+    # Not above: a cloud with another engine does without llama.cpp's library.
+    from ecd.cloud.llama_verifier import LlamaVerifier
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.fetch import resolve
 
-
-async def _serve(config: CloudConfig, model: LlamaModel, life: Lifecycle) -> None:
+    model = LlamaModel(resolve(config.model))
     verifier = LlamaVerifier(
         model,
         sessions=config.sessions,
@@ -31,6 +33,20 @@ async def _serve(config: CloudConfig, model: LlamaModel, life: Lifecycle) -> Non
         threads=config.threads,
         stable=config.stable,
     )
+    return model, verifier
+
+
+def run_cloud(
+    config: CloudConfig, load: Callable[[CloudConfig], tuple[Model, Verifier]] = load_llama
+) -> None:
+    """`ecd cloud`, from its settings to its end; `load` makes the engine.
+
+    Raises EcdError when it cannot start.
+    """
+    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+
+
+async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Lifecycle) -> None:
     settings = link_settings(
         Role.CLOUD,
         config,

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from ecd.cloud.batcher import Batcher
@@ -64,7 +64,6 @@ class CloudService:
         self._idle = asyncio.Event()
         self._draining = False
         self._started_at = monotonic()
-        self._step_ms = 0.0
         self._wire_in = self._wire_out = 0
 
     def protocol(self) -> Link:
@@ -138,15 +137,18 @@ class CloudService:
     def stats(self) -> dict[str, Any]:
         """Counters since start and what follows from them."""
         totals = self._batcher.totals
+        cost = self._batcher.depth.cost
+        sessions = max(1, len(self._batcher.running))
         return {
             **asdict(totals),
-            "running": len(self._batcher.running),
-            "queued": len(self._batcher.queue),
+            **self._batcher.load(),
+            "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
             "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,
             "mean_batch_tokens": totals.batch_tokens / totals.steps if totals.steps else 0.0,
             "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
             "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
-            "step_ms": self._step_ms,
+            "verified_per_forward": totals.verified / totals.forwards if totals.forwards else 0.0,
+            "cpu_s": process_time(),
             "wire_bytes_in": self._wire_in + sum(link.traffic.bytes_in for link in self._links),
             "wire_bytes_out": self._wire_out + sum(link.traffic.bytes_out for link in self._links),
         }
@@ -176,14 +178,9 @@ class CloudService:
         result, step_s = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
         if not work:
             return
-        self._step_ms = step_s * 1000
-        for key, outcome in self._batcher.apply(result, monotonic()):
+        for key, outcome in self._batcher.apply(result, step_s, monotonic()):
             self._report(key, outcome, step_s)
-        load = {
-            "running": len(self._batcher.running),
-            "queued": len(self._batcher.queue),
-            "step_ms": self._step_ms,
-        }
+        load = self._batcher.load()
         for link in self._links:
             link.connection.load = load
 

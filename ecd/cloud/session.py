@@ -3,17 +3,21 @@
 Pure. Time is passed in; it does not know engines, frames or other sessions.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from ecd.cloud.board import Board
+from ecd.cloud.board import MAX_ALTERNATES, Board
+from ecd.cloud.depth import Calibration, Hinted
 from ecd.errors import BadRequest
-from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Sampling, Verdict
+from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
-from ecd.wire.messages import Draft, Finish, Open
+from ecd.wire.messages import Alternate, Draft, Finish, Open, Pace
 
 # Even strict rounds give up on an edge that never answers, and decode one token without it.
 MAX_PATIENCE_S = 30.0
+# What an alternate's tokens are taken to be worth until some were judged: it carries no confidence of its
+# own.
+ALTERNATE_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +42,22 @@ class Committed:
 
 @dataclass(slots=True)
 class Session:
-    """State of one session. `tokens` is prompt and answer; `waiting_since` is the time of its last step."""
+    """State of one session. `tokens` is prompt and answer; `waiting_since` is the time of its last step.
+
+    `in_step`: confidences of the hints that its step, under way or last, looks at.
+    """
 
     prompt_len: int
     tokens: list[int]
     sampling: Sampling
     max_tokens: int
-    patience_s: float
+    pace: Pace
     text: TextStream
     board: Board
     vocabulary: Vocabulary
     waiting_since: float
+    calibration: Calibration = field(default_factory=Calibration)
+    in_step: list[float] = field(default_factory=list)
     decoding: bool = False
     invalid_hints: int = 0
     forwards: int = 0
@@ -78,7 +87,7 @@ class Session:
             tokens=tokens,
             sampling=sampling,
             max_tokens=request.max_tokens,
-            patience_s=min(request.patience_us / 1e6, MAX_PATIENCE_S),
+            pace=request.pace,
             text=text,
             board=Board(len(tokens), max_ahead),
             vocabulary=vocabulary,
@@ -90,47 +99,85 @@ class Session:
         """Tokens that may still be committed."""
         return self.prompt_len + self.max_tokens - len(self.tokens)
 
+    @property
+    def strict(self) -> bool:
+        """Whether it asks for strict rounds: fewest forwards, whatever they cost."""
+        return self.pace.patience_us > MAX_PATIENCE_S * 1e6
+
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
+        if draft.pace is not None:
+            self.pace = draft.pace
         hints = self._valid_hints(draft)
         self.invalid_hints += len(draft.ids) - len(hints)
-        # An empty DRAFT has a meaning of its own, which a frame of garbage must not get.
-        if hints or not draft.ids:
+        # An empty DRAFT has a meaning of its own, which neither a frame of garbage nor one of alternates must
+        # get.
+        if hints or (not draft.ids and not draft.alternates):
             self.board.offer(draft.seen, draft.base, hints, self.tokens)
+        for alternate in self._valid_alternates(draft):
+            branch = [Hint(token, confidence=ALTERNATE_CONFIDENCE) for token in alternate.ids]
+            self.board.offer_alternate(draft.seen, alternate.position, branch, self.tokens)
 
     def _valid_hints(self, draft: Draft) -> list[Hint]:
         """The hints up to the first that no edge of good will can have sent."""
-        too_many = len(draft.ids) > self.board.max_ahead
+        count = len(draft.ids)
         if (
-            too_many
+            count > self.board.max_ahead
             or draft.seen < self.prompt_len
-            or (draft.q is not None and len(draft.q) != len(draft.ids))
+            or (draft.q is not None and len(draft.q) != count)
+            or (draft.confidence is not None and len(draft.confidence) != count)
         ):
             return []
+        size, confidence = self.vocabulary.size, draft.confidence or b"\xff" * count
         hints: list[Hint] = []
         for index, token in enumerate(draft.ids):
             q = None
             if draft.q is not None:
-                weights = draft.q[index]
-                q = DraftDistribution(weights.ids, tuple(weights.weights))
-            ids: Sequence[int] = (token,) if q is None else q.ids
-            if token not in ids or len(ids) > MAX_Q_TOKENS or max(ids) >= self.vocabulary.size:
+                ids, weights = draft.q[index]
+                if token not in ids or len(ids) > MAX_Q_TOKENS or max(ids) >= size:
+                    break
+                q = DraftDistribution(ids, tuple(weights))
+            elif token >= size:
                 break
-            hints.append(Hint(token, q))
+            hints.append(Hint(token, q, confidence[index] / 255))
         return hints
+
+    def _valid_alternates(self, draft: Draft) -> list[Alternate]:
+        """Those that an edge of good will can have sent; none under the rejection rule."""
+        alternates = draft.alternates or ()
+        if (
+            self.sampling.rule is Rule.REJECTION
+            or draft.seen < self.prompt_len
+            or len(alternates) > MAX_ALTERNATES
+        ):
+            return []
+        longest, size = self.board.max_ahead + 1, self.vocabulary.size
+        return [a for a in alternates if 1 < len(a.ids) <= longest and max(a.ids) < size]
 
     def ready_at(self) -> float:
         """From when on it may take its next step; a past time or -inf when at once."""
-        hints_may_come = (
-            self.decoding and self.patience_s > 0 and self.remaining > 1 and not self.board.exhausted
-        )
-        if not hints_may_come or self.board.line:
+        patience_us, gather = self.pace
+        hints_may_come = self.decoding and patience_us > 0 and self.remaining > 1 and not self.board.exhausted
+        if not hints_may_come or len(self.board.line) >= min(
+            max(1, gather), self.remaining - 1, self.board.max_ahead
+        ):
             return float("-inf")
-        return self.waiting_since + self.patience_s
+        return self.waiting_since + min(patience_us / 1e6, MAX_PATIENCE_S)
 
-    def take_hints(self, at_most: int) -> list[Hint]:
-        """Hints for the next forward: no more than could be committed beside the target's own."""
-        return self.board.take(min(at_most, self.remaining - 1))
+    def hinted(self, at_most: int) -> Hinted:
+        """Its part in the choice of how many hints to verify: what each that may be taken is worth.
+
+        No more than could be committed beside the target's own token, and none before the prompt has been
+        read.
+        """
+        hints = self.board.take(min(at_most, self.remaining - 1)) if self.decoding else []
+        return Hinted(self.calibration.chances([hint.confidence for hint in hints]), self.strict)
+
+    def take_hints(self, count: int) -> list[Hint]:
+        """Hints for the forward that begins now."""
+        hints = self.board.take(count)
+        self.in_step = [hint.confidence for hint in hints]
+        return hints
 
     def commit(self, verdict: Verdict, verified: int, now: float) -> Committed:
         """Adds a forward's tokens as far as they go before the text ends."""
@@ -149,6 +196,7 @@ class Session:
             if finish is not Finish.NONE:
                 break
         self.board.advance(ids)
+        self.calibration.learn(self.in_step[:verified], verdict.accepted)
         accepted = min(verdict.accepted, len(ids))
         self.decoding, self.waiting_since = True, now
         self.forwards += 1

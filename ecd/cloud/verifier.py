@@ -33,12 +33,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brought: verdicts by session (none while its prompt is read), failures, and its size."""
+    """What a step brought: verdicts by session (none while its prompt is read), failures, and its size.
+
+    `one_pass`: its tokens were evaluated together, so its time tells what a batch of so many costs.
+    """
 
     judged: dict[int, Judged] = field(default_factory=dict)
     failed: dict[int, EcdError] = field(default_factory=dict)
     batch_tokens: int = 0
     batch_sessions: int = 0
+    one_pass: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,18 @@
 Owns the request's and the result's shape, as docs/PROTOCOL.md lists them.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from time import process_time
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from ecd.control import Handler, Notify
 from ecd.edge.generation import Request
+from ecd.edge.pacing import Objective
 from ecd.edge.service import Answer, Chunk, EdgeService
 from ecd.errors import BadRequest, EcdError
 from ecd.prompt import Tokenizer, prompt_tokens
@@ -25,7 +28,8 @@ MAX_U32 = (1 << 32) - 1
 class RunArgs(BaseModel):
     """Arguments of `run`. A text prompt under `chat` is one user message; `seed` None draws one.
 
-    patience_ms: how long the cloud may hold a step back for hints (None: the edge's setting).
+    objective, patience_ms (how long the cloud may hold a step back), hint_tokens (the hints it waits for, and
+    that go into a frame), ahead_tokens: the edge's settings where they are None.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -45,8 +49,10 @@ class RunArgs(BaseModel):
     max_tokens: int = Field(default=256, ge=1, le=1 << 20)
     stop: list[str] = Field(default_factory=list)
     draft: bool = True
+    objective: Annotated[Objective, Strict(False)] | None = None
     patience_ms: float | Literal["rounds"] | None = None
-    hint_tokens: int = Field(default=1, ge=1, le=64)
+    hint_tokens: int | None = Field(default=None, ge=1, le=64)
+    ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
 
     def sampling(self) -> Sampling:
         """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
@@ -75,8 +81,10 @@ def parse_run(args: dict[str, Any]) -> RunArgs:
         raise BadRequest(f"{where}: {first['msg']}") from None
 
 
-def patience_us(patience_ms: float | Literal["rounds"]) -> int:
-    """Patience as OPEN carries it; `rounds` is as long as the cloud ever waits."""
+def patience_us(patience_ms: float | Literal["rounds"] | None) -> int | None:
+    """Patience as OPEN carries it; `rounds` is as long as the cloud ever waits, None the controller's."""
+    if patience_ms is None:
+        return None
     if patience_ms == "rounds":
         return MAX_U32
     if not 0 <= patience_ms <= MAX_U32 / 1000:
@@ -112,6 +120,11 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
             "total_ms": (last - answer.started_at) * 1000,
             "tokens_per_s": later / (last - first) if later and last > first else 0.0,
             "drafted": tally.drafted,
+            "hints_sent": tally.sent,
+            "settled": tally.settled,
+            "right": tally.right,
+            "alternates_sent": tally.alternates_sent,
+            "alternates_used": tally.alternates_used,
             "verified": tally.verified,
             "accepted": tally.accepted,
             "acceptance_rate": tally.accepted / tally.verified if tally.verified else 0.0,
@@ -127,7 +140,10 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
 
 
 class EdgeCalls:
-    """Handlers of the edge's control socket; `ahead` and `patience` are the edge's settings."""
+    """Handlers of the edge's control socket.
+
+    objective, ahead, patience, hint_tokens: the edge's settings, for requests that do not say.
+    """
 
     def __init__(
         self,
@@ -135,15 +151,19 @@ class EdgeCalls:
         tokenizer: Tokenizer,
         *,
         model_name: str,
-        ahead: int,
-        patience: float | Literal["rounds"],
+        objective: Objective,
+        ahead: int | None,
+        patience: float | Literal["rounds"] | None,
+        hint_tokens: int | None,
         on_drained: Callable[[], None],
     ):
         self._service = service
         self._tokenizer = tokenizer
         self._model_name = model_name
+        self._objective = objective
         self._ahead = ahead
         self._patience = patience
+        self._hint_tokens = hint_tokens
         self._on_drained = on_drained
 
     def handlers(self) -> dict[str, Handler]:
@@ -161,15 +181,16 @@ class EdgeCalls:
         """One prompt to its end; an event per piece of text. Cancelling the call cancels the session."""
         args = parse_run(given)
         check_stop(args.stop)
-        patience = self._patience if args.patience_ms is None else args.patience_ms
         request = Request(
             prompt=prompt_tokens(self._tokenizer, args.prompt, chat=args.chat),
             sampling=args.sampling(),
             max_tokens=args.max_tokens,
             stop=tuple(args.stop),
-            ahead=self._ahead if args.draft else 0,
-            patience_us=patience_us(patience),
-            hint_tokens=args.hint_tokens,
+            draft=args.draft,
+            objective=args.objective or self._objective,
+            ahead=self._ahead if args.ahead_tokens is None else args.ahead_tokens,
+            patience_us=patience_us(self._patience if args.patience_ms is None else args.patience_ms),
+            hint_tokens=self._hint_tokens if args.hint_tokens is None else args.hint_tokens,
         )
         answer = self._service.start(request)
         try:
@@ -232,8 +253,13 @@ class EdgeCalls:
         """Counters since start, finished answers only, and what follows from them."""
         totals = self._service.totals
         wire_in, wire_out = self._service.uplink.wire_bytes
+        packets_in, packets_out = self._service.uplink.packet_bytes
         return {
             **asdict(totals),
+            "conditions": self._conditions(),
+            "drafters": self._service.acceptance.totals(),
+            "pace": self._pace(),
+            "cpu_s": process_time(),
             "running": len(self._service.answers),
             "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
             "forwards_per_token": totals.target_forwards / totals.committed if totals.committed else 0.0,
@@ -241,6 +267,43 @@ class EdgeCalls:
             "wire_bytes_in": wire_in,
             "wire_bytes_out": wire_out,
             "wire_bytes_per_token": (wire_in + wire_out) / totals.committed if totals.committed else 0.0,
+            "packet_bytes_in": packets_in,
+            "packet_bytes_out": packets_out,
+            "packet_bytes_per_token": (packets_in + packets_out) / totals.committed
+            if totals.committed
+            else 0.0,
+        }
+
+    def _conditions(self) -> dict[str, float | None]:
+        """What the pacing controller goes by; None where it is not measured yet."""
+        meter = self._service.meter
+        settled = sum(self._service.survival.settled)
+        return {
+            "rtt_ms": None if meter.rtt_s is None else meter.rtt_s * 1000,
+            "jitter_ms": None if meter.rtt_s is None else meter.jitter_s * 1000,
+            "draft_ms": None if meter.draft_s is None else meter.draft_s * 1000,
+            "step_ms": None if meter.step_s is None else meter.step_s * 1000,
+            "slope": None if meter.token_s is None or not meter.step_s else meter.token_s / meter.step_s,
+            "acceptance": sum(self._service.survival.right) / settled if settled else None,
+        }
+
+    def _pace(self) -> dict[str, float | int | bool | None]:
+        """What the newest running answer does, and what it is predicted to give beside what it gives."""
+        answer = next(reversed(self._service.answers.values()), None)
+        if answer is None:
+            return {}
+        pace, forecast = answer.generation.pace, answer.generation.pace.forecast
+        elapsed = (answer.last_at or 0.0) - (answer.first_at or 0.0)
+        later = len(answer.generation.origins) - answer.first_tokens
+        return {
+            "drafting": pace.ahead > 0 and pace.model,
+            "ahead": pace.ahead,
+            "gather": pace.gather,
+            # Of no end in a strict round, which JSON cannot say.
+            "patience_ms": pace.patience_s * 1000 if math.isfinite(pace.patience_s) else None,
+            "predicted_tokens_per_s": forecast.tokens_per_s if forecast else pace.plain_tokens_per_s,
+            "plain_tokens_per_s": pace.plain_tokens_per_s,
+            "tokens_per_s": later / elapsed if elapsed > 0 else None,
         }
 
     async def sessions(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
@@ -253,7 +316,7 @@ class EdgeCalls:
                     "drafting": a.generation.slot is not None,
                     "prompt_tokens": len(a.generation.request.prompt),
                     "completion_tokens": len(a.generation.committed),
-                    "ahead": len(a.generation.guesses),
+                    "ahead": a.generation.ahead,
                     "verified": a.generation.tally.verified,
                     "accepted": a.generation.tally.accepted,
                     "target_forwards": a.generation.tally.forwards,

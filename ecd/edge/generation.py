@@ -1,17 +1,36 @@
 """One answer at the edge: what is committed, what is guessed ahead, and how the two stay in step.
 
-A pure state machine. Events (a stream was opened or lost, tokens arrived, a guess is ready) come in as method
-calls; what is to be sent or shown goes out as commands. It knows no sockets, engines, clocks or text.
+A pure state machine. Events (a stream was opened or lost, tokens arrived, guesses are ready) come in as
+method calls; what is to be sent or shown goes out as commands. It knows no sockets, engines, clocks or text:
+time is passed in, in seconds.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
+from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import DraftTask
-from ecd.engine.packing import next_piece
+from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
+from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.errors import ProtocolError
 from ecd.sampling import Guess, Rule, Sampling
-from ecd.wire.messages import Draft, Finish, HintWeights, Open, Origin, Tokens
+from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
+from ecd.wire.messages import Pace as WirePace
+
+MAX_PATIENCE_US = (1 << 32) - 1
+# Guesses over which the share of copied ones is told.
+COPIED_MEMORY = 16
+COPIED_AHEAD = 24
+NO_PATIENCE = WirePace(0, 1)
+# Before anything is measured.
+UNSURE = Pace(ahead=16)
+# Hints are sent so long before they must be at the cloud: a share of its step, but at least what a timer may
+# be off.
+EARLY_STEPS, EARLY_S = 0.03, 0.002
+# Under `latency` no hint waits for company while the cloud has fewer than these to verify.
+AT_ONCE = 6
 
 
 class Phase(Enum):
@@ -26,17 +45,34 @@ class Phase(Enum):
 class Request:
     """What the user asked for, as token ids and settings.
 
-    `ahead`: how far to draft beyond the committed text, 0: not. `patience_us` as in OPEN; `hint_tokens`:
-    hints gathered into one frame before it is sent.
+    `ahead`, `patience_us` and `hint_tokens` (hints gathered into a frame, and waited for by a patient cloud)
+    are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
+    controller.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     max_tokens: int
     stop: tuple[str, ...] = ()
-    ahead: int = 16
-    patience_us: int = 0
-    hint_tokens: int = 1
+    draft: bool = True
+    objective: Objective = Objective.BALANCED
+    ahead: int | None = None
+    patience_us: int | None = None
+    hint_tokens: int | None = None
+
+    @property
+    def fixed_pace(self) -> Pace | None:
+        """The pace of a request that leaves nothing to the controller."""
+        if not self.draft:
+            return Pace(0, send=False)
+        if self.patience_us is None and self.hint_tokens is None:
+            return None
+        patience_us = self.patience_us or 0
+        return Pace(
+            UNSURE.ahead if self.ahead is None else self.ahead,
+            self.hint_tokens or 1,
+            math.inf if patience_us >= MAX_PATIENCE_US else patience_us / 1e6,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +105,13 @@ class Tally:
     """What the answer took."""
 
     drafted: int = 0
+    sent: int = 0
+    settled: int = 0
+    right: int = 0
     verified: int = 0
     accepted: int = 0
+    alternates_sent: int = 0
+    alternates_used: int = 0
     forwards: int = 0
     forwards_without_hints: int = 0
     resumed: int = 0
@@ -79,73 +120,88 @@ class Tally:
 
 @dataclass(slots=True)
 class Generation:
-    """State of one answer.
-
-    The drafter evaluated the first `_evaluated` tokens of committed + guesses. While a task runs, `_fork` is
-    the first position at which its context has turned out wrong since.
-    """
+    """State of one answer. `acceptance` is shared by all answers of the edge."""
 
     request: Request
+    acceptance: Acceptance
+    pacer: Pacer
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
-    guesses: list[Guess] = field(default_factory=list)
     phase: Phase = Phase.WAITING
     stream: int = 0
     slot: int | None = None
+    pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
-    _ahead: int = 0
-    _unsent: int = 0
-    _evaluated: int = 0
-    _fork: int | None = None
-    _running: bool = False
+    lines: Lines = field(init=False)
+    _conditions: Conditions | None = None
+    _max_ahead: int = 0
+    _alternates: bool = False
+    _running: tuple[Line, ...] | None = None
+    _told: WirePace = NO_PATIENCE
+    _told_exhausted: bool = False
+    _last_tokens_at: float = 0.0
+    _last_verified: int = 0
+    _flush_at: float | None = None
+    _copied: float = 0.0
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
-        self._ahead = self.request.ahead
+        self.lines = Lines(len(self.tokens), self.acceptance)
+        self._max_ahead = UNSURE.ahead if self.request.ahead is None else self.request.ahead
+        self.pace = self.request.fixed_pace or replace(UNSURE, ahead=self._max_ahead)
 
     @property
     def committed(self) -> tuple[int, ...]:
         """The answer's tokens so far."""
         return tuple(self.tokens[len(self.request.prompt) :])
 
+    @property
+    def ahead(self) -> int:
+        """Guesses beyond the committed text."""
+        return len(self.lines.main.guesses)
+
     # -- the link
 
-    def open(self, stream: int, max_ahead: int) -> list[Command]:
+    def open(
+        self, stream: int, max_ahead: int, *, alternates: bool, conditions: Conditions | None, now: float
+    ) -> list[Command]:
         """`stream` on a new connection is this generation's: starts, or goes on from what is committed.
 
-        `max_ahead` is how far the cloud takes hints.
+        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those.
         """
-        self.tally.resumed += self.stream != 0
-        self._ahead = min(self.request.ahead, max_ahead)
-        del self.guesses[self._ahead :]
-        self._evaluated = min(self._evaluated, len(self.tokens) + len(self.guesses))
-        self.phase, self.stream = Phase.STREAMING, stream
+        self._conditions = conditions
         request = self.request
-        commands: list[Command] = [
-            Send(
-                Open(
-                    stream,
-                    None,
-                    0,
-                    request.prompt,
-                    self.committed,
-                    request.sampling.to_map(),
-                    request.max_tokens,
-                    request.stop,
-                    request.patience_us if self.slot is not None else 0,
-                )
-            )
-        ]
+        self.tally.resumed += self.stream != 0
+        self.phase, self.stream, self._last_tokens_at = Phase.STREAMING, stream, now
+        self._max_ahead = max_ahead if request.ahead is None else min(request.ahead, max_ahead)
+        # A cloud drops an alternate that is longer than the hints it takes.
+        self._alternates = (
+            alternates and max_ahead >= ALTERNATE_HINTS and request.sampling.rule is not Rule.REJECTION
+        )
+        self._set_pace()
         # What was guessed before still holds; this cloud has not seen it.
-        self._unsent = len(self.guesses)
-        return commands + self._send_hints(flush=True)
+        self.lines.unsend(self._max_ahead)
+        self._told = self._wire_pace() if self.slot is not None else NO_PATIENCE
+        self._told_exhausted = False
+        opening = Open(
+            stream,
+            None,
+            0,
+            request.prompt,
+            self.committed,
+            request.sampling.to_map(),
+            request.max_tokens,
+            request.stop,
+            self._told,
+        )
+        return [Send(opening), *self._send_hints()]
 
     def lost(self) -> None:
         """The stream is gone, nothing else is."""
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
-    def receive(self, message: Tokens) -> list[Command]:
+    def receive(self, message: Tokens, conditions: Conditions | None, now: float) -> list[Command]:
         """Committed tokens. Raises ProtocolError when they do not continue what is committed."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:
             return []
@@ -157,91 +213,243 @@ class Generation:
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
         )
+        switched = False
         for token in message.ids:
-            self._settle(token)
+            switched = self._settle(token) or switched
         self.origins.extend(origins)
+        self._count(message)
+        self._last_tokens_at, self._last_verified, self._conditions = now, message.verified, conditions
+        commands: list[Command] = [Emit(message.ids, origins)]
+        if message.finish is not Finish.NONE:
+            self.phase = Phase.FINISHED
+            return [*commands, Finished(message.finish)]
+        self._set_pace()
+        # After a switch the cloud has nothing to go on with, if the alternate came too late.
+        return commands + (self._send_hints() if switched else self._send_or_wait(now))
+
+    def _count(self, message: Tokens) -> None:
         tally = self.tally
         tally.forwards += 1
         tally.forwards_without_hints += not message.verified
         tally.verified += message.verified
         tally.accepted += message.accepted
         tally.step_us = message.step_us
-        commands: list[Command] = [Emit(message.ids, origins)]
-        if message.finish is not Finish.NONE:
-            self.phase = Phase.FINISHED
-            commands.append(Finished(message.finish))
-        return commands
 
-    def _settle(self, token: int) -> None:
-        """Appends a committed token; guesses that foretold something else are worth nothing from there on."""
-        position = len(self.tokens)
+    def _settle(self, token: int) -> bool:
+        """Appends a committed token; whether an alternate has become the main line by it."""
         self.tokens.append(token)
-        if self.guesses and self.guesses[0].token == token:
-            self.guesses.pop(0)
-            self._unsent = min(self._unsent, len(self.guesses))
-            return
-        if self.guesses or self._running:
-            self.guesses.clear()
-            self._unsent = 0
-            self._fork = position if self._fork is None else min(self._fork, position)
-        self._evaluated = min(self._evaluated, position)
+        settled = self.lines.settle(token)
+        if settled.guess is not None:
+            self._learn(settled.guess, settled.place, right=settled.right)
+        self.tally.alternates_used += settled.switched
+        return settled.switched
 
-    # -- the drafter
+    def _learn(self, guess: Guess, place: int, *, right: bool) -> None:
+        self.tally.settled += 1
+        self.tally.right += right
+        self.acceptance.settle(guess.drafter, guess.confidence, right)
+        if self.pace.model:
+            self.pacer.settle(place, right)
 
-    def next_task(self, *, may_read: bool) -> DraftTask | None:
-        """What the drafter should do now; None for nothing, or if it is a piece of the prompt and not
-        `may_read`.
-        """
-        request = self.request
-        room = min(self._ahead, self._remaining - 1) - len(self.guesses)
-        if self.slot is None or self._running or self.phase is Phase.FINISHED or room <= 0:
-            return None
-        context = [*self.tokens, *(guess.token for guess in self.guesses)]
-        # The token before the guess is always evaluated anew when nothing else is: its logits were not kept.
-        evaluated = min(self._evaluated, len(context) - 1)
-        keep, end = next_piece(evaluated, len(request.prompt), len(context))
-        if keep < len(request.prompt) and not may_read:
-            return None
-        self._running, self._fork = True, None
-        tokens, wants = context[keep:end], end == len(context)
-        return DraftTask(self.slot, keep, tokens, context, len(request.prompt), request.sampling, wants)
+    # -- pacing
 
-    def drafted(self, task: DraftTask, guess: Guess | None) -> list[Command]:
-        """The drafter did the task; its guess may have been overtaken."""
-        self._running = False
-        evaluated = task.keep + len(task.tokens)
-        self._evaluated = evaluated if self._fork is None else min(evaluated, self._fork)
-        fresh = self._fork is None and len(task.context) == len(self.tokens) + len(self.guesses)
-        if guess is None or not fresh or self.slot is None or self.phase is Phase.FINISHED:
-            return []
-        self.tally.drafted += 1
-        self.guesses.append(guess)
-        self._unsent += 1
-        return self._send_hints(flush=len(self.guesses) >= min(self._ahead, self._remaining - 1))
+    def _set_pace(self) -> None:
+        pace = self.request.fixed_pace
+        if pace is None:
+            unsure = replace(UNSURE, ahead=min(UNSURE.ahead, self._max_ahead))
+            conditions = self._conditions
+            if conditions is not None:
+                # Copied guesses take no time.
+                conditions = replace(conditions, draft_s=(1 - self._copied) * conditions.draft_s)
+            pace = self.pacer.pace(conditions, len(self.origins), self._max_ahead, unsure)
+        self.pace = replace(pace, ahead=min(pace.ahead, self._max_ahead))
 
-    def stop_drafting(self) -> list[Command]:
-        """There will be no more guesses: the cloud must not wait for any."""
-        self.slot = None
-        self._running = False
-        self.guesses.clear()
-        self._unsent = 0
-        if self.phase is not Phase.STREAMING:
-            return []
-        return [Send(Draft(self.stream, len(self.tokens), len(self.tokens), ()))]
+    def _wire_pace(self) -> WirePace:
+        patience_us = min(self.pace.patience_s * 1e6, MAX_PATIENCE_US)
+        return WirePace(int(patience_us), self.pace.gather)
 
     @property
     def _remaining(self) -> int:
         return len(self.request.prompt) + self.request.max_tokens - len(self.tokens)
 
-    def _send_hints(self, *, flush: bool) -> list[Command]:
-        if self.phase is not Phase.STREAMING or not self._unsent:
+    @property
+    def _room(self) -> int:
+        """Guesses that may still be added: the last token is the target's own, whatever was guessed."""
+        return min(self.pace.ahead, self._remaining - 1) - self.ahead
+
+    @property
+    def _room_for_copies(self) -> int:
+        """Of a copied run, which costs nothing, so many guesses may be added once there is room for one."""
+        return min(max(self.pace.ahead, COPIED_AHEAD), self._max_ahead, self._remaining - 1) - self.ahead
+
+    def _may_guess(self) -> bool:
+        if self._room <= 0:
+            return False
+        # Whoever asks for strict rounds gets them, whatever the chances.
+        strict = self.request.fixed_pace is not None or math.isinf(self.pace.patience_s)
+        return (strict and self.ahead < self.pace.gather) or self.lines.main.worth_going_on(
+            model=self.pace.model
+        )
+
+    # -- the drafter
+
+    def next_tasks(self, branches: int) -> list[DraftTask]:
+        """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
+        if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
             return []
-        if self._unsent < self.request.hint_tokens and not flush:
+        room = self._room if self._may_guess() else 0
+        alternates = branches - 1 if self._alternates and self.pace.send and self.pace.model else 0
+        lines = self.lines.to_extend(room > 0, alternates, self.pace.alternate_worth, self._remaining)
+        if not lines:
             return []
-        hints = self.guesses[-self._unsent :]
-        base = len(self.tokens) + len(self.guesses) - self._unsent
-        self._unsent = 0
-        q = None
-        if self.request.sampling.rule is Rule.REJECTION:
-            q = tuple(HintWeights(h.q.ids, bytes(h.q.weights)) for h in hints if h.q is not None)
-        return [Send(Draft(self.stream, len(self.tokens), base, tuple(h.token for h in hints), q))]
+        self._running = tuple(lines)
+        return [self._task(line, self._room_for_copies if line is self.lines.main else 1) for line in lines]
+
+    def _task(self, line: Line, at_most: int) -> DraftTask:
+        assert self.slot is not None
+        main, request = self.lines.main, self.request
+        before = main.guesses[: line.first - main.first]
+        return DraftTask(
+            self.slot,
+            line.branch,
+            [*self.tokens, *(guess.token for guess in (*before, *line.guesses))],
+            len(request.prompt),
+            len(self.tokens),
+            request.sampling,
+            at_most,
+            self.pace.model,
+        )
+
+    def drafted(
+        self, tasks: Sequence[DraftTask], results: Sequence[tuple[Guess, ...]], now: float
+    ) -> list[Command]:
+        """The drafter did the tasks that `next_tasks` gave; some guesses may have been overtaken."""
+        running, self._running = self._running or (), None
+        if self.slot is None or self.phase is Phase.FINISHED:
+            return []
+        for line, task, guesses in zip(running, tasks, results, strict=True):
+            self._take(line, task, guesses)
+        return self._send_or_wait(now)
+
+    def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> None:
+        position = len(task.context)
+        for guess in guesses:
+            self.tally.drafted += 1
+            self.acceptance.drafted(guess.drafter)
+            self._copied += ((guess.drafter != "model") - self._copied) / COPIED_MEMORY
+        if self.lines.holds(line) and position == line.end:
+            if not guesses and not task.model:
+                line.dry = True
+            room = self._room_for_copies if line is self.lines.main else 1
+            line.extend(guesses[: max(0, room)], self.acceptance)
+        elif line is self.lines.main and guesses and position < len(self.tokens):
+            # Too late to be sent, and still a lesson: the text before it was right.
+            self._learn(guesses[0], 0, right=guesses[0].token == self.tokens[position])
+
+    def stop_drafting(self) -> list[Command]:
+        """There will be no more guesses: the cloud must not wait for any."""
+        self.slot = None
+        self._running = None
+        self.lines.clear()
+        # A cloud that forked meanwhile takes no hints of this text, and not even their end; a pace it takes.
+        self.pace = Pace(0, send=False)
+        return self._send_exhausted() if self.phase is Phase.STREAMING else []
+
+    # -- frames
+
+    def next_timer(self) -> float | None:
+        """When `timeout` is to be called; None for never."""
+        return self._flush_at if self.phase is Phase.STREAMING else None
+
+    def timeout(self, now: float) -> list[Command]:
+        """The time of `next_timer` has come."""
+        return self._send_hints() if self._flush_at is not None and now >= self._flush_at else []
+
+    def _send_or_wait(self, now: float) -> list[Command]:
+        """Sends hints at once where a step might begin without them, else together with those that follow."""
+        due = self._flush_at is not None and now >= self._flush_at
+        if due or self._is_urgent():
+            return self._send_hints()
+        may_wait = self.lines.unsent(alternates=self._alternates) and not self._gathers()
+        self._flush_at = self._latest(now) if may_wait else None
+        return []
+
+    def _gathers(self) -> bool:
+        """Whether hints wait for their number whatever the time: no step begins without them, or so asked."""
+        endless = math.isinf(self.pace.patience_s) and self._waited_for(self._wire_pace())
+        return endless or self.request.fixed_pace is not None
+
+    def _is_urgent(self) -> bool:
+        main, pace = self.lines.main, self.pace
+        fixed, waited_for = self.request.fixed_pace is not None, self._waited_for(self._wire_pace())
+        if (self._conditions is None and not fixed) or not (pace.send and pace.model):
+            return True
+        if fixed or waited_for:
+            missing = pace.gather - main.sent if waited_for else pace.gather
+            return main.unsent >= missing or not self._may_guess()
+        if self._waited_for(self._told):
+            # By an earlier pace, of which the cloud must hear that it is over.
+            return main.unsent > 0 or not self._may_guess()
+        return self.request.objective is Objective.LATENCY and main.unsent > 0 and main.sent < AT_ONCE
+
+    def _latest(self, now: float) -> float:
+        """Until when hints may wait and still be there for the next step that they can be there for.
+
+        The cloud's steps are taken to begin one forward after another from its last TOKENS on, half a round
+        trip before those came, and hints take the other half.
+        """
+        assert self._conditions is not None
+        conditions = self._conditions
+        forward_s = conditions.forward_s(self._last_verified)
+        early_s = 2 * conditions.jitter_s + max(EARLY_STEPS * forward_s, EARLY_S)
+        first = self._last_tokens_at - conditions.rtt_s - early_s
+        return first + math.ceil((now - first) / forward_s) * forward_s
+
+    def _send_hints(self) -> list[Command]:
+        """Everything that is not sent yet, in one frame."""
+        self._flush_at = None
+        if self.phase is not Phase.STREAMING or self.slot is None:
+            return []
+        pace, main, wire_pace = self.pace, self.lines.main, self._wire_pace()
+        commands: list[Command] = []
+        if self._told.patience_us and not (pace.send and pace.model):
+            # What was sent is not taken back; there is just no more of it to wait for.
+            commands += self._send_exhausted()
+        if not pace.send:
+            return commands
+        alternates = self.lines.send_alternates() if self._alternates else ()
+        if main.unsent or alternates:
+            hints, base = main.guesses[main.sent :], main.first + main.sent
+            chances = bytes(round(255 * chance) for chance in main.chances[main.sent :])
+            main.sent = len(main.guesses)
+            self.tally.sent += len(hints)
+            self.tally.alternates_sent += len(alternates)
+            q = None
+            if self.request.sampling.rule is Rule.REJECTION:
+                q = tuple(HintWeights(h.q.ids, bytes(h.q.weights)) for h in hints if h.q is not None)
+            draft = Draft(
+                self.stream,
+                len(self.tokens),
+                base if hints else len(self.tokens),
+                tuple(hint.token for hint in hints),
+                chances or None,
+                q,
+                tuple(Alternate(a.first, tuple(g.token for g in a.guesses)) for a in alternates) or None,
+                wire_pace if wire_pace != self._told else None,
+            )
+            self._told, self._told_exhausted = wire_pace, False
+            commands.append(Send(draft))
+        if self._waited_for(self._told) and not self._may_guess():
+            commands += self._send_exhausted()
+        return commands
+
+    def _waited_for(self, pace: WirePace) -> bool:
+        """Whether a cloud of this pace holds its next step back."""
+        return pace.patience_us > 0 and self.lines.main.sent < pace.gather and not self._told_exhausted
+
+    def _send_exhausted(self) -> list[Command]:
+        wire_pace = self._wire_pace()
+        changed = wire_pace != self._told
+        self._told, self._told_exhausted = wire_pace, True
+        seen = len(self.tokens)
+        return [Send(Draft(self.stream, seen, seen, (), pace=wire_pace if changed else None))]

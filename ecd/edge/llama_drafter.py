@@ -1,11 +1,22 @@
-"""The draft model on llama.cpp: one forward guesses the next token of every generation that wants one."""
+"""The draft model on llama.cpp: one forward guesses the next token of every line that wants one.
+
+Owns which KV cells hold which tokens of which line. Does not know which of them are committed.
+"""
 
 from collections.abc import Sequence
 
 from ecd.edge.drafter import DraftTask
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
-from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.sampling import Guess, guess
+
+# The main line and two alternates of each generation; llama.cpp bears so many sequences in all.
+BRANCHES = 3
+MAX_SEQUENCES = 256
+# Tokens of one forward, prompts and guesses together: what a guess may have to wait for.
+BATCH_TOKENS = 128
+# Cells for the tokens in which a slot's alternates differ from its main line.
+ALTERNATE_TOKENS = 64
 
 
 class LlamaDrafter:
@@ -13,27 +24,83 @@ class LlamaDrafter:
 
     def __init__(self, model: LlamaModel, *, slots: int, context_tokens: int, threads: int):
         self.slots = slots
+        self.branches = max(1, min(BRANCHES, MAX_SEQUENCES // slots))
         self.slot_tokens = min(context_tokens, model.context_train)
-        n_batch = slots * SEGMENT_TOKENS + PROMPT_CHUNK_TOKENS
+        self._batch_tokens = max(BATCH_TOKENS, slots * self.branches)
         self._context = LlamaContext(
-            model, n_ctx=context_tokens, n_seq=slots, n_batch=n_batch, threads=threads
+            model,
+            # Cells are shared by all sequences, so these are per sequence on average.
+            n_ctx=-(-(self.slot_tokens + ALTERNATE_TOKENS) // self.branches),
+            n_seq=slots * self.branches,
+            n_batch=self._batch_tokens,
+            threads=threads,
+            exact=False,
         )
+        # What each sequence's cells hold.
+        self._held: list[list[int]] = [[] for _ in range(slots * self.branches)]
 
-    def draft(self, tasks: Sequence[DraftTask]) -> list[Guess | None]:
-        """One batch for all tasks."""
-        segments = [Segment(task.slot, task.keep, task.tokens, int(task.wants_guess)) for task in tasks]
-        rows = self._context.decode(segments)
-        return [
-            guess(row[0], task.sampling, len(task.context), task.context, task.prompt_len)
-            if task.wants_guess
-            else None
-            for task, row in zip(tasks, rows, strict=True)
-        ]
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        """One batch for all tasks that may run the model; those with most to read get what room is left."""
+        starts = {index: self._start(task) for index, task in enumerate(tasks) if task.model}
+        order = sorted(starts, key=lambda index: len(tasks[index].context) - starts[index])
+        room, taken, segments = self._batch_tokens, [], []
+        for index in order:
+            task, start = tasks[index], starts[index]
+            end = min(len(task.context), start + min(room, PROMPT_CHUNK_TOKENS))
+            if end > start:
+                whole = end == len(task.context)
+                segments.append(Segment(self._sequence(task), start, task.context[start:end], int(whole)))
+                taken.append(index)
+                room -= end - start
+        guesses: list[tuple[Guess, ...]] = [() for _ in tasks]
+        decoded = self._context.decode(segments) if segments else []
+        for index, segment, rows in zip(taken, segments, decoded, strict=True):
+            task = tasks[index]
+            self._held[segment.sequence][segment.start :] = segment.tokens
+            if len(rows):
+                guesses[index] = (
+                    guess(rows[0], task.sampling, len(task.context), task.context, task.prompt_len),
+                )
+        return guesses
 
     def release(self, slot: int) -> None:
         """Frees the slot's cells."""
-        self._context.truncate(slot, 0)
+        for sequence in range(slot * self.branches, (slot + 1) * self.branches):
+            self._context.truncate(sequence, 0)
+            self._held[sequence] = []
 
     def close(self) -> None:
         """Frees the KV cache."""
         self._context.close()
+
+    def _sequence(self, task: DraftTask) -> int:
+        return task.slot * self.branches + task.branch
+
+    def _start(self, task: DraftTask) -> int:
+        """How much of the task's context its sequence holds, with what it takes over from the slot's other
+        lines.
+
+        The last token is always evaluated anew: its logits were not kept.
+        """
+        mine = self._sequence(task)
+        first = task.slot * self.branches
+        shared = {s: _common(self._held[s], task.context) for s in range(first, first + self.branches)}
+        longest = max(shared, key=lambda sequence: shared[sequence])
+        if shared[longest] > shared[mine]:
+            self._context.copy(longest, mine, shared[longest])
+            self._held[mine] = self._held[longest][: shared[longest]]
+        return min(shared[longest], len(task.context) - 1)
+
+
+def _common(held: Sequence[int], context: Sequence[int]) -> int:
+    """Length of the longest common beginning, by bisection: slices compare quickly, items do not."""
+    low, high = 0, min(len(held), len(context))
+    if held[:high] == context[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if held[low:middle] == context[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -2,34 +2,61 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from ecd.config import EdgeConfig, split_address
 from ecd.control import control_socket
-from ecd.daemon import Lifecycle, background, link_settings, run_daemon, until_end
+from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
+from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
-from ecd.edge.llama_drafter import LlamaDrafter
+from ecd.edge.combined_drafter import CombinedDrafter
+from ecd.edge.drafter import Drafter
+from ecd.edge.lookup_drafter import LookupDrafter
+from ecd.edge.meter import Meter
+from ecd.edge.pacing import Objective
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
-from ecd.engine.llama import LlamaModel
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
 
 
-def run_edge(config: EdgeConfig) -> None:
-    """`ecd edge`, from its settings to its end. Raises EcdError when it cannot start."""
-    run_daemon(config, lambda model, life: _serve(config, model, life))
+def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
+    """The draft model on llama.cpp. Raises ModelError."""
+    # Not above: an edge with another engine does without llama.cpp's library.
+    from ecd.edge.llama_drafter import LlamaDrafter
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.fetch import resolve
 
-
-async def _serve(config: EdgeConfig, model: LlamaModel, life: Lifecycle) -> None:
+    model = LlamaModel(resolve(config.model))
     drafter = LlamaDrafter(
         model,
         slots=config.sessions,
         context_tokens=config.context_tokens,
         threads=config.threads,
     )
+    return model, drafter
+
+
+def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Drafter]] = load_llama) -> None:
+    """`ecd edge`, from its settings to its end; `load` makes the engine.
+
+    Raises EcdError when it cannot start.
+    """
+    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+
+
+async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifecycle) -> None:
+    acceptance, meter = Acceptance(), Meter()
+    if config.lookup:
+        lookup = LookupDrafter(
+            slots=drafter.slots, branches=drafter.branches, slot_tokens=drafter.slot_tokens
+        )
+        drafter = CombinedDrafter(drafter, lookup, acceptance, meter)
     service = EdgeService(
         drafter,
+        acceptance,
+        meter,
         n_vocab=model.n_vocab,
         piece=model.piece,
         link_wait_s=config.link_wait_s,
@@ -42,8 +69,10 @@ async def _serve(config: EdgeConfig, model: LlamaModel, life: Lifecycle) -> None
         service,
         model,
         model_name=config.model,
+        objective=Objective(config.objective),
         ahead=config.ahead_tokens,
         patience=config.patience_ms,
+        hint_tokens=config.hint_tokens,
         on_drained=life.on_drained,
     )
     async with (

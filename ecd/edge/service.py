@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.edge.meter import Meter
+from ecd.edge.pacing import EDGE_MEMORY, Pacer, Survival
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
 from ecd.sampling import Guess
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # Where no cloud has told its own limit yet; as ids they fit a frame.
 MAX_CONTEXT_TOKENS = 1 << 20
+MAX_AHEAD = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Answer:
     last_at: float | None = None
     wire_up: int = 0
     wire_down: int = 0
+    timer: asyncio.TimerHandle | None = None
     rtt_ms: float | None = None
 
 
@@ -71,18 +76,23 @@ class EdgeTotals:
     verified: int = 0
     accepted: int = 0
     target_forwards: int = 0
+    alternates_sent: int = 0
+    alternates_used: int = 0
     resumed: int = 0
 
 
 class EdgeService:
     """All answers of one edge.
 
-    piece: a token's bytes. link_wait_s: how long an answer may go without a link before it fails.
+    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. link_wait_s: how
+    long an answer may go without a link before it fails.
     """
 
     def __init__(
         self,
         drafter: Drafter,
+        acceptance: Acceptance,
+        meter: Meter,
         *,
         n_vocab: int,
         piece: Callable[[int], bytes],
@@ -93,6 +103,9 @@ class EdgeService:
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
         self.cloud_limits: dict[str, Any] = {}
+        self.acceptance = acceptance
+        self.meter = meter
+        self.survival = Survival(EDGE_MEMORY)
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
@@ -106,6 +119,7 @@ class EdgeService:
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
+        self._takes_alternates = False
 
     def attach(self, uplink: Uplink) -> None:
         """Gives the service its link; before anything is asked of it."""
@@ -132,9 +146,11 @@ class EdgeService:
                 f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
             )
         now = monotonic()
-        answer = Answer(next(self._ids), Generation(request), TextStream(request.stop), now, now)
+        pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
+        generation = Generation(request, self.acceptance, pacer)
+        answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
         fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        if request.ahead and fits and self._free_slots:
+        if request.draft and request.ahead != 0 and fits and self._free_slots:
             answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
@@ -181,43 +197,53 @@ class EdgeService:
     async def draft_forever(self) -> None:
         """Drafts for every answer that may be drafted for; sleeps while none may."""
         while True:
-            tasks = self._tasks()
-            if not tasks and not self._to_release:
+            wanted = [
+                (answer, tasks)
+                for answer in list(self.answers.values())
+                if (tasks := answer.generation.next_tasks(self._drafter.branches))
+            ]
+            if not wanted and not self._to_release:
                 self._draft_wanted.clear()
                 await self._draft_wanted.wait()
                 continue
             release, self._to_release = self._to_release, []
-            batch = [task for _, task in tasks]
-            guesses = await self._loop.run_in_executor(self._thread, self._run_draft, release, batch)
-            for (answer, task), guess in zip(tasks, guesses, strict=True):
-                if answer.id in self.answers:
-                    self._perform(answer, self._drafted(answer, task, guess))
+            batch = [task for _, tasks in wanted for task in tasks]
+            results = await self._loop.run_in_executor(self._thread, self._run_draft, release, batch)
+            self._drafted(wanted, results)
 
-    def _tasks(self) -> list[tuple[Answer, DraftTask]]:
-        """One task per answer that wants one; at most one of them reads a piece of a prompt."""
-        tasks, may_read = [], True
-        for answer in self.answers.values():
-            task = answer.generation.next_task(may_read=may_read)
-            if task is not None:
-                tasks.append((answer, task))
-                may_read = may_read and task.keep >= task.prompt_len
-        return tasks
-
-    def _run_draft(self, release: list[int], tasks: list[DraftTask]) -> list[Guess | Exception | None]:
+    def _run_draft(
+        self, release: list[int], tasks: list[DraftTask]
+    ) -> tuple[list[tuple[Guess, ...]] | Exception, float]:
         """In the drafter's thread. A failure ends the drafting of those that took part, not the answers."""
+        start = monotonic()
         try:
             for slot in release:
                 self._drafter.release(slot)
-            return list(self._drafter.draft(tasks)) if tasks else []
+            return (list(self._drafter.draft(tasks)) if tasks else []), monotonic() - start
         except Exception as e:
-            log.exception("drafting failed for %d answers; they go on without", len(tasks))
-            return [e] * len(tasks)
+            log.exception("drafting %d lines failed; their answers go on without", len(tasks))
+            return e, 0.0
 
-    def _drafted(self, answer: Answer, task: DraftTask, guess: Guess | Exception | None) -> list[Command]:
-        if not isinstance(guess, Exception):
-            return answer.generation.drafted(task, guess)
-        self._free(answer)
-        return answer.generation.stop_drafting()
+    def _drafted(
+        self,
+        wanted: list[tuple[Answer, list[DraftTask]]],
+        drafted: tuple[list[tuple[Guess, ...]] | Exception, float],
+    ) -> None:
+        results, seconds = drafted
+        if isinstance(results, Exception):
+            for answer, _ in wanted:
+                if answer.id in self.answers:
+                    self._free(answer)
+                    self._perform(answer, answer.generation.stop_drafting())
+            return
+        # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
+        if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
+            self.meter.drafted(seconds)
+        left = iter(results)
+        for answer, tasks in wanted:
+            guesses = list(itertools.islice(left, len(tasks)))
+            if answer.id in self.answers:
+                self._perform(answer, answer.generation.drafted(tasks, guesses, monotonic()))
 
     def _free(self, answer: Answer) -> None:
         slot = answer.generation.slot
@@ -235,6 +261,7 @@ class EdgeService:
             case Connected():
                 self.cloud_model = getattr(event.peer, "model", {})
                 self.cloud_limits = event.peer.limits
+                self._takes_alternates = "alternates" in event.peer.features
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
@@ -271,9 +298,16 @@ class EdgeService:
         stream = link.connection.new_stream()
         self._by_stream[stream] = answer
         # A cloud that names no limit takes hints however far ahead.
-        max_ahead = self.cloud_limits.get("max_ahead", answer.generation.request.ahead)
+        max_ahead = self.cloud_limits.get("max_ahead", MAX_AHEAD)
         try:
-            self._perform(answer, answer.generation.open(stream, max_ahead))
+            commands = answer.generation.open(
+                stream,
+                max_ahead,
+                alternates=self._takes_alternates,
+                conditions=self.meter.conditions,
+                now=monotonic(),
+            )
+            self._perform(answer, commands)
         except EcdError as e:
             self._end(answer, e)
 
@@ -295,7 +329,9 @@ class EdgeService:
                         raise ProtocolError(
                             f"token id {max(message.ids)} is not in the vocabulary of {self._n_vocab}"
                         )
-                    self._perform(answer, answer.generation.receive(message))
+                    self._measure(answer, message)
+                    received = answer.generation.receive(message, self.meter.conditions, monotonic())
+                    self._perform(answer, received)
                 except ProtocolError as e:
                     log.error("the cloud broke the protocol: %s", e)
                     if self.uplink.link is not None:
@@ -313,7 +349,25 @@ class EdgeService:
             case _:
                 log.debug("ignored %s", type(message).__name__)
 
+    def _measure(self, answer: Answer, message: Tokens) -> None:
+        # The first step has read a piece of the prompt.
+        if answer.generation.origins:
+            self.meter.stepped(message.step_us / 1e6, message.verified)
+        link = self.uplink.link
+        if link is not None:
+            self.meter.told(link.connection.peer_load)
+            self.meter.rtt_s, self.meter.jitter_s = (
+                link.connection.rtt.smoothed_s,
+                link.connection.rtt.variation_s,
+            )
+
+    def _on_timer(self, answer: Answer) -> None:
+        answer.timer = None
+        if answer.id in self.answers:
+            self._perform(answer, answer.generation.timeout(monotonic()))
+
     def _perform(self, answer: Answer, commands: list[Command]) -> None:
+        """Does what the generation wants, and sees to its timer."""
         for command in commands:
             match command:
                 case Send():
@@ -323,6 +377,14 @@ class EdgeService:
                 case Finished():
                     self.totals.finished += 1
                     self._end(answer, command.reason)
+        if answer.timer is not None:
+            answer.timer.cancel()
+        due = answer.generation.next_timer()
+        answer.timer = (
+            None
+            if due is None
+            else self._loop.call_later(max(0.0, due - monotonic()), self._on_timer, answer)
+        )
 
     def _send(self, answer: Answer, message: Any) -> None:
         if self.uplink.link is not None:
@@ -356,6 +418,8 @@ class EdgeService:
         self.totals.accepted += tally.accepted
         self.totals.target_forwards += tally.forwards
         self.totals.resumed += tally.resumed
+        self.totals.alternates_sent += tally.alternates_sent
+        self.totals.alternates_used += tally.alternates_used
         answer.chunks.put_nowait(outcome)
         if not self.answers:
             self._idle.set()

@@ -63,6 +63,7 @@ class Uplink:
         self._on_event = on_event
         self._closed = asyncio.Event()
         self._wire_in = self._wire_out = 0
+        self._packets_in = self._packets_out = 0
 
     async def keep(self) -> None:
         """Connects, and again whenever the connection ends, until cancelled."""
@@ -84,6 +85,12 @@ class Uplink:
         return self._wire_in + (live.bytes_in if live else 0), self._wire_out + (
             live.bytes_out if live else 0
         )
+
+    @property
+    def packet_bytes(self) -> tuple[int, int]:
+        """The same with TCP/IP headers and bare acknowledgements."""
+        live_in, live_out = self.link.packet_bytes() if self.link else (0, 0)
+        return self._packets_in + live_in, self._packets_out + live_out
 
     async def _once(self) -> None:
         """One connection from attempt to end."""
@@ -109,6 +116,9 @@ class Uplink:
             links[-1].abort()
             self._wire_in += links[-1].traffic.bytes_in
             self._wire_out += links[-1].traffic.bytes_out
+            ended_in, ended_out = links[-1].packet_bytes()
+            self._packets_in += ended_in
+            self._packets_out += ended_out
 
     def _on_link_event(self, link: Link, event: Event) -> None:
         match event:

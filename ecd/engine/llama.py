@@ -29,7 +29,7 @@ llama_cpp.llama_backend_init()
 # GCC before 13 drops the stores that fill ggml's AMX tile configuration, and the first product of quantised
 # weights then dies of SIGILL. Which compiler built the library cannot be asked, so an AMX build does without
 # its special buffers.
-_BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
 class LlamaModel:
@@ -38,7 +38,7 @@ class LlamaModel:
     def __init__(self, path: Path, *, vocab_only: bool = False):
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only
-        params.use_extra_bufts = not _BUILT_WITH_AMX
+        params.use_extra_bufts = not BUILT_WITH_AMX
         self.path = path
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
@@ -123,22 +123,28 @@ class Segment:
 class LlamaContext:
     """A KV cache of `n_ctx` cells for each of `n_seq` sequences, and the batches that fill it.
 
-    What a sequence computes does not depend on what else is in the batch, with weights that llama.cpp
-    multiplies row by row (quantised ones on a CPU; BF16 products change with the number of rows): every
-    sequence has cells of its own, in the order of its positions, and attention sums them one by one.
-    docs/LOG.md has the numbers.
+    `exact`: what a sequence computes does not depend on what else is in the batch, with weights that
+    llama.cpp multiplies row by row (quantised ones on a CPU; BF16 products change with the number of rows):
+    every sequence has cells of its own, in the order of its positions, and attention sums them one by one.
+    docs/LOG.md has the numbers. Otherwise all sequences share the cells, so that `copy` costs nothing, and
+    decoding behind a long text is several times faster.
     """
 
-    def __init__(self, model: LlamaModel, *, n_ctx: int, n_seq: int, n_batch: int, threads: int):
+    def __init__(
+        self, model: LlamaModel, *, n_ctx: int, n_seq: int, n_batch: int, threads: int, exact: bool = True
+    ):
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * n_seq
         params.n_seq_max = n_seq
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = False
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = not exact
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if exact else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.no_perf = True
         self.n_batch = n_batch
+        self._exact = exact
         self._model = model
         self._n_vocab = model.n_vocab
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -159,6 +165,8 @@ class LlamaContext:
         """
         for segment in segments:
             self.truncate(segment.sequence, segment.start)
+        if not self._exact:
+            return self._decode_batch(segments)
         # Beside shorter segments llama.cpp would cut a prompt's chunk in two, and its pieces would round
         # differently.
         chunks = [segment for segment in segments if len(segment.tokens) >= PROMPT_CHUNK_TOKENS]
@@ -197,6 +205,14 @@ class LlamaContext:
     def truncate(self, sequence: int, length: int) -> None:
         """Forgets the sequence's positions from `length` on."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def copy(self, source: int, sequence: int, length: int) -> None:
+        """The sequence holds what `source` holds of its first `length` positions, and nothing else.
+
+        Only where cells are shared.
+        """
+        self.truncate(sequence, 0)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
     def close(self) -> None:
         """Frees the KV cache; the context must not be used afterwards."""

@@ -19,15 +19,21 @@ from ecd.errors import DaemonError
 READY_S = 120.0
 STOP_S = 20.0
 POLL_S = 0.02
+# Before a trace's path or name: it is replayed in place of a model.
+REPLAY = "replay:"
 
 
 @dataclass(slots=True)
 class DaemonProcess:
-    """One daemon: its command line, and the folder of its control socket and log."""
+    """One daemon: its command line, and the folder of its control socket and log.
+
+    `module` is the program that is run: `ecd`, or one that starts the same daemons with another engine.
+    """
 
     role: str
     flags: list[str]
     folder: Path
+    module: str = "ecd"
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,7 +46,7 @@ class DaemonProcess:
 
     def start(self) -> None:
         """Starts the process; `wait` says when it is ready."""
-        command = [sys.executable, "-m", "ecd", self.role, "--socket", str(self.socket), *self.flags]
+        command = [sys.executable, "-m", self.module, self.role, "--socket", str(self.socket), *self.flags]
         with self.log.open("ab") as log:
             # A session of its own, so that Ctrl-C at a terminal reaches whoever started it and not the daemon
             # too.
@@ -90,18 +96,25 @@ class DaemonProcess:
 def running_cloud(
     folder: Path, target: str, *flags: str, listen: str = "127.0.0.1:0"
 ) -> Iterator[DaemonProcess]:
-    """A cloud that runs while the context lasts; `address_of` says where."""
-    daemon = DaemonProcess("cloud", ["--model", target, "--listen", listen, *flags], folder)
+    """A cloud that runs while the context lasts; `address_of` says where. `target` may be `replay:TRACE`."""
+    daemon = _daemon("cloud", target, ["--listen", listen, *flags], folder)
     with _running(daemon, lambda status: True):
         yield daemon
 
 
 @contextlib.contextmanager
 def running_edge(folder: Path, draft: str, cloud: str, *flags: str) -> Iterator[DaemonProcess]:
-    """An edge that runs while the context lasts, connected when it begins."""
-    daemon = DaemonProcess("edge", ["--model", draft, "--cloud", cloud, *flags], folder)
+    """An edge that runs while the context lasts, connected when it begins. `draft` may be `replay:TRACE`."""
+    daemon = _daemon("edge", draft, ["--cloud", cloud, *flags], folder)
     with _running(daemon, lambda status: bool(status["link"]["state"] == "connected")):
         yield daemon
+
+
+def _daemon(role: str, model: str, flags: list[str], folder: Path) -> DaemonProcess:
+    if model.startswith(REPLAY):
+        trace = model.removeprefix(REPLAY)
+        return DaemonProcess(role, ["--trace", trace, *flags], folder, module="ecd.lab.replay")
+    return DaemonProcess(role, ["--model", model, *flags], folder)
 
 
 @contextlib.contextmanager

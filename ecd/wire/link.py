@@ -6,6 +6,8 @@ Owns socket options, write order and back-pressure. Decides nothing about the pr
 import asyncio
 import contextlib
 import socket
+import struct
+import sys
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,12 @@ MAX_QUEUED_BYTES = 8 << 20
 WRITE_BYTES = 16 << 10
 # A peer that delivers this much at once waits for the other peers' turn.
 FAIR_BYTES = 32 << 10
+
+# Bytes before the payload of each segment: IP, TCP, and TCP's timestamps option.
+IPV4_HEADER_BYTES = 20 + 20 + 12
+IPV6_HEADER_BYTES = 40 + 20 + 12
+# Where `tcpi_segs_out` and `tcpi_segs_in` stand in Linux's struct tcp_info (include/uapi/linux/tcp.h).
+_SEGMENTS = struct.Struct("=136xII")
 
 
 class PriorityQueue:
@@ -78,10 +86,11 @@ class PriorityQueue:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes and frames-in-one-write counted on one link."""
+    """What one link carried: bytes of frames, and the reads and writes that they took."""
 
     bytes_in: int = 0
     bytes_out: int = 0
+    reads: int = 0
     writes: int = 0
 
 
@@ -100,6 +109,7 @@ class Link(asyncio.Protocol):
         self._flush_due = False
         self._paused = False
         self._told = False
+        self._last_packet_bytes = (0, 0)
 
     # -- asyncio.Protocol
 
@@ -112,6 +122,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.traffic.bytes_in += len(data)
+        self.traffic.reads += 1
         self._after(self.connection.receive(data, monotonic()))
         if len(data) > FAIR_BYTES and self._transport is not None and not self._told:
             # uvloop would read on and on from a peer that floods; the others have their turn first.
@@ -119,6 +130,7 @@ class Link(asyncio.Protocol):
             self._loop.call_soon(self._read_on)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._last_packet_bytes = self.packet_bytes()
         self._transport = None
         self._after(
             self.connection.lost(f"the connection to {self.peername} was lost: {exc or 'closed by the peer'}")
@@ -156,6 +168,21 @@ class Link(asyncio.Protocol):
         """Drops the connection without a word."""
         if self._transport is not None:
             self._transport.abort()
+
+    def packet_bytes(self) -> tuple[int, int]:
+        """Bytes received and sent with TCP/IP headers, bare acknowledgements included; also of an ended link.
+
+        Where the kernel does not count segments, each read and write is taken to be one and to be
+        acknowledged by one.
+        """
+        if self._transport is None:
+            return self._last_packet_bytes
+        sock = self._transport.get_extra_info("socket")
+        traffic = self.traffic
+        guessed = traffic.reads + traffic.writes
+        segments_in, segments_out = segments(sock) or (guessed, guessed)
+        header = IPV6_HEADER_BYTES if sock and sock.family == socket.AF_INET6 else IPV4_HEADER_BYTES
+        return traffic.bytes_in + segments_in * header, traffic.bytes_out + segments_out * header
 
     # -- inside
 
@@ -219,3 +246,17 @@ def set_tcp_options(sock: socket.socket | None, dead_after_s: float) -> None:
     for name, value in options:
         with contextlib.suppress(AttributeError, OSError):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def segments(sock: socket.socket | None) -> tuple[int, int] | None:
+    """TCP segments received and sent on a connected socket; None where the kernel does not tell."""
+    if sock is None or sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEGMENTS.size)
+    except OSError:
+        return None
+    if len(info) < _SEGMENTS.size:
+        return None  # a kernel before 4.2
+    out, received = _SEGMENTS.unpack(info)
+    return received, out

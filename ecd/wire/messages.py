@@ -50,6 +50,13 @@ class HintWeights(NamedTuple):
     weights: bytes
 
 
+class Pace(NamedTuple):
+    """How long the cloud may hold a step back, and how many hints it then waits for."""
+
+    patience_us: int
+    gather: int
+
+
 class Alternate(NamedTuple):
     """A second choice for `position` and the tokens that would follow it."""
 
@@ -100,7 +107,7 @@ class Open:
     sampling: dict[str, Any]
     max_tokens: int
     stop: tuple[str, ...]
-    patience_us: int
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,8 @@ class Draft:
     """Hints for the positions from `base` on, drafted when the edge knew `seen` tokens (prompt included).
 
     No ids: the edge will not draft on from here, so the cloud must not hold a step back for it.
+    `confidence`: one byte per id, 255 times the chance that it is right if those before it are. `pace`: the
+    session's from here on.
     """
 
     TYPE: ClassVar[int] = 4
@@ -115,8 +124,10 @@ class Draft:
     seen: int
     base: int
     ids: tuple[int, ...]
+    confidence: bytes | None = None
     q: tuple[HintWeights, ...] | None = None
     alternates: tuple[Alternate, ...] | None = None
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +306,11 @@ def _decode_weights(value: Any, width: int) -> HintWeights:
     return HintWeights(ids, value[1])
 
 
+def _decode_pace(value: Any, width: int) -> Pace:
+    _need(isinstance(value, list) and len(value) == 2 and all(is_uint(item) for item in value))
+    return Pace(*value)
+
+
 def _decode_alternate(value: Any, width: int) -> Alternate:
     _need(isinstance(value, list) and len(value) == 2 and is_uint(value[0]))
     return Alternate(value[0], _decode_ids(value[1], width))
@@ -307,13 +323,22 @@ MAP = _plain("map", lambda value: isinstance(value, dict) and all(isinstance(key
 FLOAT = _plain("float", lambda value: isinstance(value, float))
 IDS = _Codec("ids", lambda value, width: pack_ids(value, width), _decode_ids)
 WEIGHTS = _Codec("weights", lambda v, width: [pack_ids(v.ids, width), v.weights], _decode_weights)
+PACE = _Codec("pace", lambda value, width: list(value), _decode_pace)
 ALTERNATE = _Codec("alternate", lambda v, width: [v.position, pack_ids(v.ids, width)], _decode_alternate)
 
 FIELDS: dict[type[Message], tuple[_Codec, ...]] = {
     Hello: (U16, U16, _list(TEXT), _optional(BYTES), MAP, MAP, TEXT),
     Welcome: (U16, U16, _list(TEXT), MAP, MAP, MAP, TEXT),
-    Open: (_optional(BYTES), U32, IDS, IDS, MAP, U32, _list(TEXT), U64),
-    Draft: (U32, U32, IDS, _optional(_list(WEIGHTS)), _optional(_list(ALTERNATE))),
+    Open: (_optional(BYTES), U32, IDS, IDS, MAP, U32, _list(TEXT), PACE),
+    Draft: (
+        U32,
+        U32,
+        IDS,
+        _optional(BYTES),
+        _optional(_list(WEIGHTS)),
+        _optional(_list(ALTERNATE)),
+        _optional(PACE),
+    ),
     Tokens: (U32, IDS, U16, U16, U32, _enum(Finish), _optional(_list(FLOAT))),
     Commit: (U32, IDS, _enum(Origin)),
     Kv: (_enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),

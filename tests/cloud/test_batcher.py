@@ -11,13 +11,13 @@ from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import Capacity, Judged, StepResult
 from ecd.errors import ContextOverflow, EngineError, Overloaded
 from ecd.sampling import Verdict
-from ecd.wire.messages import Draft, Finish, Open
+from ecd.wire.messages import Alternate, Draft, Finish, Open, Pace
 
 VOCABULARY = Vocabulary(50, frozenset({0}), lambda token: b"x")
 
 
 def session(prompt: int = 4, max_tokens: int = 6, patience_us: int = 0) -> Session:
-    request = Open(1, None, 0, tuple(range(1, prompt + 1)), (), {}, max_tokens, (), patience_us)
+    request = Open(1, None, 0, tuple(range(1, prompt + 1)), (), {}, max_tokens, (), Pace(patience_us, 1))
     return Session.of(request, VOCABULARY, 8, 0.0)
 
 
@@ -88,14 +88,15 @@ def test_removal_tells_whether_it_was_running_and_keeps_its_counts() -> None:
     b.add(1, one)
     b.add(2, two)
     one.hint(Draft(1, 4, 4, (7, 99)))
+    one.hint(Draft(1, 4, 4, (), alternates=(Alternate(4, (8, 9)),)))
     one.commit(Verdict((8,), 0), 1, 0.0)
-    assert (one.board.dropped, one.invalid_hints) == (1, 1)
+    assert (one.board.dropped, one.invalid_hints, one.board.alternates_used) == (1, 1, 1)
     assert b.get(1) is one
     assert b.get(2) is two
     assert b.remove(2) is False
     assert b.remove(1) is True
     assert b.remove(1) is False
-    assert (b.totals.dropped_hints, b.totals.invalid_hints) == (1, 1)
+    assert (b.totals.dropped_hints, b.totals.invalid_hints, b.totals.alternates_used) == (1, 1, 1)
     assert b.get(1) is None
 
 
@@ -104,11 +105,13 @@ def test_the_plan_holds_every_running_session_with_its_hints() -> None:
     for key in (1, 2, 3):
         b.add(key, session())
     one = b.running[1]
-    one.hint(Draft(1, 4, 4, (7, 8, 9)))
+    one.hint(Draft(1, 4, 4, (7, 8, 9, 10)))
+    assert [list(w.hints) for w in b.plan(0.0)] == [[], []], "their prompts are not read yet"
+    b.apply(StepResult({1: judged(7), 2: judged(7)}, {}, 60, 2), 0.1, 0.0)
     plan = b.plan(0.0)
     assert [(w.key, list(w.tokens), w.prompt_len, [h.token for h in w.hints]) for w in plan] == [
-        (1, [1, 2, 3, 4], 4, [7, 8]),
-        (2, [1, 2, 3, 4], 4, []),
+        (1, [1, 2, 3, 4, 7], 4, [8, 9]),
+        (2, [1, 2, 3, 4, 7], 4, []),
     ]
     assert plan[0].sampling == one.sampling
 
@@ -117,7 +120,7 @@ def test_patient_sessions_sit_out_until_their_time() -> None:
     b = batcher()
     for key, patience_us in ((1, 0), (2, 500_000), (3, 2_000_000)):
         b.add(key, session(patience_us=patience_us))
-        b.apply(StepResult({key: judged(7)}), now=10.0)
+        b.apply(StepResult({key: judged(7)}), 0.1, now=10.0)
     assert [w.key for w in b.plan(10.0)] == [1]
     assert [w.key for w in b.plan(10.5)] == [1, 2]
     assert [w.key for w in b.plan(12.0)] == [1, 2, 3]
@@ -130,7 +133,7 @@ def test_the_timer_is_the_first_patient_session() -> None:
     assert b.next_timer() is None
     for key, patience_us in ((2, 500_000), (3, 2_000_000)):
         b.add(key, session(patience_us=patience_us))
-        b.apply(StepResult({key: judged(7)}), now=10.0)
+        b.apply(StepResult({key: judged(7)}), 0.1, now=10.0)
     assert b.next_timer() == 10.5
     b.remove(2)
     assert b.next_timer() == 12.0
@@ -148,14 +151,53 @@ def test_outcomes_are_told_per_session_and_removed_ones_skipped() -> None:
     result = StepResult(
         {1: judged(7, 8, accepted=1, verified=2), 2: judged(9), 9: judged(9)}, {3: error, 8: error}, 5, 3
     )
-    assert b.apply(result, 1.0) == [(1, Committed(4, (7, 8), 1, 2, Finish.NONE)), (3, error)]
+    assert b.apply(result, 0.1, 1.0) == [(1, Committed(4, (7, 8), 1, 2, Finish.NONE)), (3, error)]
     assert b.running[1].tokens == [1, 2, 3, 4, 7, 8]
     t = b.totals
     assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (1, 1, 0, 2)
     assert (t.verified, t.accepted, t.failed, t.batch_tokens, t.batch_sessions) == (2, 1, 1, 5, 3)
-    b.apply(StepResult({1: judged(7), 4: judged(0)}, {}, 2, 2), 2.0)
+    b.apply(StepResult({1: judged(7), 4: judged(0)}, {}, 2, 2), 0.1, 2.0)
     assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (2, 3, 2, 4)
     assert (t.batch_tokens, t.batch_sessions) == (7, 5)
+
+
+def test_steps_that_only_decode_teach_what_tokens_cost() -> None:
+    b = batcher()
+    for key in (1, 2):
+        b.add(key, session(max_tokens=50))
+    assert (b.load()["step_ms"], b.load()["token_ms"]) == (0, 0)
+    for result in (
+        StepResult({1: judged(7)}, {}, 64, 2),
+        StepResult({}, {}, 64, 1),
+        StepResult({1: judged(7)}, {2: EngineError("no")}, 2, 2),
+        StepResult({1: judged(7), 2: judged(7)}, {}, 2, 2, one_pass=False),
+    ):
+        b.apply(result, 9.0, 0.0)
+    assert b.depth.cost.measured == 0
+    for _ in range(8):
+        b.apply(StepResult({1: judged(7), 2: judged(7)}, {}, 2, 2), 0.030, 0.0)
+        five = judged(7, verified=4)
+        b.apply(StepResult({1: five, 2: five}, {}, 10, 2), 0.040, 0.0)
+        b.apply(StepResult({1: five, 2: judged(7)}, {}, 6, 2), 0.060, 0.0)
+    load = b.load()
+    assert (load["running"], load["queued"], load["max_verify"]) == (2, 0, 2)
+    assert load["step_ms"] == pytest.approx(30, rel=0.1)
+    assert load["token_ms"] == pytest.approx(10 / 8, rel=0.4)
+    assert b.depth.cost.seconds(6, 2) == pytest.approx(0.060, rel=0.1)
+
+
+def test_hints_that_cost_more_than_they_bring_are_not_verified_unless_it_is_asked_for() -> None:
+    b = batcher(sessions=2)
+    rounds = (1 << 32) - 1
+    for key, patience_us in ((1, 0), (2, rounds)):
+        b.add(key, session(max_tokens=50, patience_us=patience_us))
+    b.apply(StepResult({1: judged(7), 2: judged(7)}, {}, 60, 2), 0.1, 0.0)
+    for _ in range(20):
+        for tokens, seconds in ((1, 0.007), (2, 0.025), (4, 0.06), (8, 0.14)):
+            b.depth.cost.learn(tokens, 1, seconds)
+    for s in b.running.values():
+        s.hint(Draft(1, 5, 5, (8, 9, 10), b"\xc0\xc0\xc0"))
+    assert [len(w.hints) for w in b.plan(1.0)] == [0, 2]
 
 
 @settings(max_examples=200, deadline=None)

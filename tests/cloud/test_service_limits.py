@@ -6,7 +6,7 @@ from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.lab.system import DaemonProcess, address_of
 from ecd.wire.connection import Connection, Received, Role, Settings
-from ecd.wire.messages import Open, Reset
+from ecd.wire.messages import Open, Pace, Reset
 
 
 def answer_to(cloud: DaemonProcess, target: LlamaModel, **fields: object) -> Reset:
@@ -28,7 +28,7 @@ def answer_to(cloud: DaemonProcess, target: LlamaModel, **fields: object) -> Res
                     "sampling": {},
                     "max_tokens": 8,
                     "stop": (),
-                    "patience_us": 0,
+                    "pace": Pace(0, 1),
                 }
                 connection.send(Open(connection.new_stream(), **(whole | fields)))  # type: ignore[arg-type]
 

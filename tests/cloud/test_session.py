@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ecd.cloud.session import MAX_PATIENCE_S, Committed, Session, Vocabulary
+from ecd.cloud.session import ALTERNATE_CONFIDENCE, MAX_PATIENCE_S, Committed, Session, Vocabulary
 from ecd.errors import BadRequest
 from ecd.sampling import Hint, Rule, Verdict
-from ecd.wire.messages import Draft, Finish, HintWeights, Open
+from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Pace
 
 END = 0
 # Token 1 is "a", 2 is "b" and so on; 27 is the first byte of a two-byte character.
@@ -26,13 +26,17 @@ def opened(now: float = 100.0, max_ahead: int = 8, **changes: Any) -> Session:
         "sampling": {},
         "max_tokens": 10,
         "stop": (),
-        "patience_us": 0,
+        "pace": Pace(0, 1),
     }
     return Session.of(Open(**(request | changes)), VOCABULARY, max_ahead, now)
 
 
 def draft(seen: int, base: int, *ids: int, q: tuple[HintWeights, ...] | None = None) -> Draft:
-    return Draft(1, seen, base, ids, q)
+    return Draft(1, seen, base, ids, q=q)
+
+
+def alternates(seen: int, *branches: tuple[int, tuple[int, ...]]) -> Draft:
+    return Draft(1, seen, seen, (), alternates=tuple(Alternate(*branch) for branch in branches))
 
 
 def taken(session: Session, at_most: int = 99) -> list[int]:
@@ -124,15 +128,56 @@ def test_hints_go_on_where_the_committed_tokens_end() -> None:
 # --- hints
 
 
-def test_no_more_hints_are_taken_than_may_be_committed_beside_the_targets_own() -> None:
-    session = opened(max_tokens=4)
-    session.hint(draft(3, 3, 1, 2, 3, 4, 5, 6))
-    assert taken(session) == [1, 2, 3]
-    assert taken(session, 2) == [1, 2]
+def test_no_more_hints_may_be_taken_than_could_be_committed_beside_the_targets_own() -> None:
+    session = opened(max_tokens=5)
+    session.hint(draft(3, 3, 9, 1, 2, 3, 4, 5, 6))
+    assert session.hinted(99).chances == [], "the prompt is not read yet"
+    commit(session, 9)
+    assert len(session.hinted(99).chances) == 3
+    assert len(session.hinted(2).chances) == 2
     commit(session, 1, 2, 3, accepted=2)
     assert session.remaining == 1
-    session.hint(draft(6, 6, 4))
-    assert taken(session) == []
+    session.hint(draft(7, 7, 4))
+    assert session.hinted(99).chances == []
+
+
+def test_confidence_goes_with_its_hint_and_is_certain_when_not_sent() -> None:
+    session = opened()
+    session.hint(Draft(1, 3, 3, (1, 2), b"\xff\x33"))
+    session.hint(draft(3, 5, 4))
+    assert [hint.confidence for hint in session.take_hints(9)] == [1.0, 0.2, 1.0]
+
+
+@pytest.mark.parametrize("confidence", [b"", b"\xff", b"\xff\xff\xff"])
+def test_a_confidence_that_is_not_one_for_each_drops_the_hints(confidence: bytes) -> None:
+    session = opened()
+    session.hint(Draft(1, 3, 3, (1, 2), confidence))
+    assert (taken(session), session.invalid_hints) == ([], 2)
+
+
+def test_confidence_is_corrected_by_what_becomes_of_the_hints() -> None:
+    session = opened(max_tokens=50)
+    commit(session, 1)
+    for _ in range(8):
+        here = len(session.tokens)
+        session.hint(draft(here, here, 3, 4))
+        taken(session)
+        commit(session, 2, accepted=0, verified=2)
+    here = len(session.tokens)
+    session.hint(draft(here, here, 3, 4))
+    assert session.hinted(1).chances == [pytest.approx(4 / 12, abs=0.02)]
+
+
+def test_hints_that_arrive_during_a_step_are_not_judged_by_it() -> None:
+    session = opened(max_tokens=50)
+    commit(session, 1)
+    session.hint(Draft(1, 4, 4, (3,), b"\xff"))
+    assert taken(session) == [3]
+    session.hint(Draft(1, 4, 4, (2, 5), b"\x10\x80"))
+    commit(session, 2, accepted=0, verified=1)
+    low, high = session.calibration.chances([0x10 / 255, 1.0])
+    assert low == pytest.approx(0x10 / 255)
+    assert high == pytest.approx(0.8)
 
 
 def test_hints_outside_the_vocabulary_end_the_line() -> None:
@@ -143,7 +188,7 @@ def test_hints_outside_the_vocabulary_end_the_line() -> None:
 
 
 def test_a_draft_of_garbage_only_does_not_pass_for_an_empty_one() -> None:
-    session = opened(patience_us=1_000_000)
+    session = opened(pace=Pace(1_000_000, 1))
     commit(session, 1, now=7.0)
     session.hint(draft(4, 4, 40, 41))
     assert session.invalid_hints == 2
@@ -192,6 +237,116 @@ def test_hints_with_an_impossible_q_are_dropped_and_counted(
     assert session.invalid_hints == 2 - len(left)
 
 
+# --- alternates
+
+
+def test_an_alternate_becomes_the_line_without_another_draft() -> None:
+    session = opened()
+    commit(session, 1)
+    session.hint(draft(4, 4, 2, 3, 4))
+    session.hint(alternates(4, (5, (9, 10, 11))))
+    commit(session, 2, 9, accepted=1, verified=3)
+    assert (taken(session), session.board.alternates_used) == ([10, 11], 1)
+    assert [hint.confidence for hint in session.take_hints(9)] == [ALTERNATE_CONFIDENCE] * 2
+
+
+def test_one_frame_may_bring_a_line_and_the_alternates_that_leave_it() -> None:
+    session = opened()
+    session.hint(Draft(1, 3, 3, (1, 2), alternates=(Alternate(4, (9, 8)),)))
+    commit(session, 1, 9, accepted=1, verified=2)
+    assert taken(session) == [8]
+
+
+@pytest.mark.parametrize(
+    ("branches", "kept"),
+    [
+        ([(3, (9,))], 0),
+        ([(3, ())], 0),
+        ([(3, (9, 40))], 0),
+        ([(3, tuple(range(1, 11)))], 0),
+        ([(3, tuple(range(1, 10)))], 1),
+        ([(3, (9, 1)), (3, (40, 1)), (3, (8, 1))], 2),
+        ([(3, (n, 1)) for n in range(8)], 8),
+        ([(3, (n, 1)) for n in range(9)], 0),
+        ([(1 << 32, (9, 1))], 0),
+    ],
+)
+def test_only_alternates_that_can_be_of_use_are_kept(
+    branches: list[tuple[int, tuple[int, ...]]], kept: int
+) -> None:
+    session = opened()
+    session.hint(alternates(3, *branches))
+    assert len(session.board.alternates) == kept
+
+
+def test_alternates_of_an_edge_that_knew_less_than_the_prompt_are_dropped() -> None:
+    session = opened()
+    session.hint(alternates(2, (3, (9, 1))))
+    assert not session.board.alternates
+
+
+def test_under_the_rejection_rule_there_are_no_alternates() -> None:
+    session = opened(sampling={"rule": "rejection", "temperature": 1.0})
+    session.hint(alternates(3, (3, (9, 1))))
+    assert not session.board.alternates
+
+
+def test_alternates_do_not_say_that_the_edge_has_stopped() -> None:
+    session = opened(pace=Pace(20_000, 1))
+    commit(session, 1, now=5.0)
+    session.hint(alternates(4, (4, (9, 1))))
+    assert session.ready_at() == pytest.approx(5.02)
+
+
+# --- pace
+
+
+def test_it_waits_for_as_many_hints_as_were_asked_for() -> None:
+    session = opened(pace=Pace(20_000, 3))
+    commit(session, 1, now=5.0)
+    session.hint(draft(4, 4, 2, 3))
+    assert session.ready_at() == pytest.approx(5.02)
+    session.hint(draft(4, 6, 4))
+    assert session.ready_at() == -math.inf
+
+
+@pytest.mark.parametrize(("changes", "enough"), [({"max_tokens": 4}, 2), ({"max_ahead": 4}, 4)])
+def test_it_waits_for_no_more_hints_than_could_be_used(changes: dict[str, Any], enough: int) -> None:
+    session = opened(pace=Pace(20_000, 16), **changes)
+    commit(session, 1, now=5.0)
+    session.hint(draft(4, 4, *range(1, enough)))
+    assert session.ready_at() == pytest.approx(5.02)
+    session.hint(draft(4, 4 + enough - 1, 9))
+    assert session.ready_at() == -math.inf
+
+
+def test_a_gather_of_nothing_is_one() -> None:
+    session = opened(pace=Pace(20_000, 0))
+    commit(session, 1, now=5.0)
+    assert session.ready_at() == pytest.approx(5.02)
+
+
+def test_the_pace_changes_with_any_draft() -> None:
+    session = opened(pace=Pace(0, 1))
+    commit(session, 1, now=5.0)
+    session.hint(Draft(1, 4, 4, (2,), pace=Pace(50_000, 2)))
+    assert session.ready_at() == pytest.approx(5.05)
+    session.hint(Draft(1, 99, 99, (2,), pace=Pace(70_000, 2)))
+    assert session.ready_at() == pytest.approx(5.07), "although the hints are refused"
+    session.hint(Draft(1, 4, 4, (2,)))
+    assert session.ready_at() == pytest.approx(5.07), "nothing said, nothing changed"
+    session.hint(Draft(1, 4, 4, (), pace=Pace(90_000, 1)))
+    assert session.ready_at() == -math.inf, "it will not draft on"
+
+
+@pytest.mark.parametrize(
+    ("patience_us", "strict"), [(0, False), (30_000_000, False), (30_000_001, True), ((1 << 32) - 1, True)]
+)
+def test_strict_rounds_are_a_patience_beyond_the_longest(patience_us: int, strict: bool) -> None:
+    session = opened(pace=Pace(patience_us, 4))
+    assert session.strict == session.hinted(16).all_of_them == strict
+
+
 # --- patience
 
 
@@ -203,7 +358,7 @@ def test_without_patience_it_never_waits() -> None:
 
 
 def test_the_prompt_never_waits_and_later_steps_do() -> None:
-    session = opened(patience_us=20_000)
+    session = opened(pace=Pace(20_000, 1))
     assert session.ready_at() == -math.inf
     commit(session, 1, now=5.0)
     assert session.ready_at() == pytest.approx(5.02)
@@ -212,7 +367,7 @@ def test_the_prompt_never_waits_and_later_steps_do() -> None:
 
 
 def test_a_hint_ends_the_wait() -> None:
-    session = opened(patience_us=20_000)
+    session = opened(pace=Pace(20_000, 1))
     commit(session, 1, now=5.0)
     session.hint(draft(4, 4, 2))
     assert session.ready_at() == -math.inf
@@ -221,13 +376,13 @@ def test_a_hint_ends_the_wait() -> None:
 
 
 def test_nothing_to_hint_nothing_to_wait_for() -> None:
-    session = opened(patience_us=20_000, max_tokens=2)
+    session = opened(pace=Pace(20_000, 1), max_tokens=2)
     commit(session, 1, now=5.0)
     assert session.ready_at() == -math.inf
 
 
 def test_an_edge_that_stopped_drafting_is_not_waited_for() -> None:
-    session = opened(patience_us=20_000)
+    session = opened(pace=Pace(20_000, 1))
     commit(session, 1, now=5.0)
     session.hint(draft(4, 4))
     assert session.ready_at() == -math.inf
@@ -239,7 +394,7 @@ def test_an_edge_that_stopped_drafting_is_not_waited_for() -> None:
 
 
 def test_no_patience_is_endless() -> None:
-    session = opened(patience_us=(1 << 64) - 1)
+    session = opened(pace=Pace((1 << 32) - 1, 1))
     commit(session, 1, now=5.0)
     assert session.ready_at() == 5.0 + MAX_PATIENCE_S
 

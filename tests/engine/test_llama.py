@@ -72,6 +72,49 @@ def test_a_prompts_chunk_is_not_changed_by_its_neighbours(context: LlamaContext,
     np.testing.assert_array_equal(short[0], shorter[0])
 
 
+@pytest.fixture
+def shared(target: LlamaModel) -> Iterator[LlamaContext]:
+    context = LlamaContext(target, n_ctx=64, n_seq=4, n_batch=256, threads=1, exact=False)
+    yield context
+    context.close()
+
+
+def test_a_copy_goes_on_as_the_original_would(shared: LlamaContext, tokens: list[int]) -> None:
+    """Nearly: that nothing at all depends on the batch is what `exact` is for."""
+    (rows,) = shared.decode([Segment(2, 0, tokens[:52], 52)])
+    expected = rows.copy()
+    shared.truncate(2, 0)
+    shared.decode([Segment(0, 0, tokens[:50], 0)])
+    shared.decode([Segment(1, 0, tokens[90:100], 0)])
+    shared.copy(0, 1, 40)
+    branch, main = shared.decode([Segment(1, 40, tokens[40:42], 2), Segment(0, 50, tokens[50:52], 2)])
+    for rows, at in ((branch, 40), (main, 50)):
+        assert np.abs(rows - expected[at : at + 2]).mean() < 0.2
+        assert list(rows.argmax(axis=1)) == list(expected[at : at + 2].argmax(axis=1))
+
+
+def test_a_copy_outlives_what_it_was_made_from(
+    context: LlamaContext, shared: LlamaContext, tokens: list[int]
+) -> None:
+    expected = one_by_one(context, 0, tokens[:41])
+    shared.decode([Segment(0, 0, tokens[:50], 0)])
+    shared.copy(0, 1, 40)
+    shared.truncate(0, 0)
+    (rows,) = shared.decode([Segment(1, 40, tokens[40:41], 1)])
+    assert rows[0].argmax() == expected[40].argmax()
+
+
+def test_copies_take_no_cells(shared: LlamaContext, tokens: list[int]) -> None:
+    """256 cells for all: three copies of 150 tokens would not fit."""
+    for start in (0, 75):
+        shared.decode([Segment(0, start, tokens[start : start + 75], 0)])
+    for sequence in (1, 2, 3):
+        shared.copy(0, sequence, 150)
+    shared.decode([Segment(sequence, 150, tokens[:20], 1) for sequence in range(4)])
+    with pytest.raises(EngineError, match="the KV cache is full"):
+        shared.decode([Segment(sequence, 170, tokens[:20], 1) for sequence in range(4)])
+
+
 def test_logits_come_only_where_wanted(context: LlamaContext, tokens: list[int]) -> None:
     none, two = context.decode([Segment(0, 0, tokens[:5], 0), Segment(1, 0, tokens[:5], 2)])
     assert none.shape == (0, 49152)

@@ -49,6 +49,7 @@ from ecd.wire.messages import (
     Message,
     Open,
     Origin,
+    Pace,
     Ping,
     Pong,
     Reset,
@@ -69,7 +70,7 @@ BYE = Error(0, Code.INTERNAL, "bye")
 
 
 def an_open(stream: int) -> Open:
-    return Open(stream, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 16, (), 0)
+    return Open(stream, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
 
 
 def a_draft(stream: int) -> Draft:
@@ -225,7 +226,8 @@ class TestHandshake:
         [
             ((), ()),
             (("q",), ("q",)),
-            (("later", "q", "q"), FEATURES),
+            (("later", "q", "q"), ("q",)),
+            (("alternates", "later", "q"), FEATURES),
             (("later",), ()),
         ],
     )

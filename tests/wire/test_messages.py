@@ -26,6 +26,7 @@ from ecd.wire.messages import (
     Message,
     Open,
     Origin,
+    Pace,
     Ping,
     Pong,
     Reset,
@@ -53,6 +54,8 @@ def messages(width: int) -> st.SearchStrategy[Message]:
         lambda pairs: HintWeights(tuple(i for i, _ in pairs), bytes(w for _, w in pairs))
     )
     q = st.none() | st.lists(weights, max_size=3).map(tuple)
+    confidence = st.none() | st.binary(max_size=8)
+    pace = st.builds(Pace, U32, U32)
     alternates = st.none() | st.lists(st.builds(Alternate, U32, ids), max_size=3).map(tuple)
     logprobs = st.none() | st.lists(st.floats(allow_nan=False), max_size=3).map(tuple)
     code = st.sampled_from(Code)
@@ -60,8 +63,8 @@ def messages(width: int) -> st.SearchStrategy[Message]:
     return st.one_of(
         st.builds(Hello, U32, U16, U16, TEXTS, auth, MAPS, MAPS, st.text()),
         st.builds(Welcome, U32, U16, U16, TEXTS, MAPS, MAPS, MAPS, st.text()),
-        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, U64),
-        st.builds(Draft, U32, U32, U32, ids, q, alternates),
+        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace),
+        st.builds(Draft, U32, U32, U32, ids, confidence, q, alternates, st.none() | pace),
         st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs),
         st.builds(Commit, U32, U32, ids, st.sampled_from(Origin)),
         st.builds(
@@ -82,8 +85,8 @@ EXAMPLES: dict[type[Message], Message] = {
     for message in (
         Hello(0, 1, 0, ("q",), None, {}, {}, "a"),
         Welcome(0, 1, 0, ("q",), {}, {}, {}, "a"),
-        Open(1, None, 0, (1,), (), {}, 5, (), 0),
-        Draft(1, 3, 3, (7,), (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),)),
+        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1)),
+        Draft(1, 3, 3, (7,), b"\xff", (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),), Pace(9, 2)),
         Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (-0.5,)),
         Commit(1, 3, (7,), Origin.TARGET),
         Kv(1, KvOp.DROP, b"", 3, 3, 0, 1, "", 0, b""),
@@ -107,6 +110,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "array of str": ("ab", [1], [None], {}, None),
     "array of float or nil": ([1], [None], 1.0, {}),
     "array of alternate or nil": ([1], [[1]], [[-1, b""]], [[True, b""]], [[1, b"a"]], [[1, b"", 1]], {}),
+    "pace": ([], [1], [1, 2, 3], [-1, 1], [1, True], [1, 1.0], [1 << 32, 1], {}, 5, None),
+    "pace or nil": ([], [1], [1, -1], [None, 1], {}, 5),
     "array of weights or nil": (
         [1],
         [[b"ab"]],
@@ -213,12 +218,12 @@ def test_ids_of_the_other_width_are_refused_or_are_other_ids() -> None:
 
 def test_an_optional_field_in_the_middle_is_sent_as_nil() -> None:
     alternates = (Alternate(4, (1,)),)
-    array = to_fields(Draft(1, 3, 3, (7,), None, alternates), 2)
-    assert array == [4, 1, 3, 3, pack_ids((7,), 2), None, [[4, pack_ids((1,), 2)]]]
+    array = to_fields(Draft(1, 3, 3, (7,), alternates=alternates), 2)
+    assert array == [4, 1, 3, 3, pack_ids((7,), 2), None, None, [[4, pack_ids((1,), 2)]]]
 
 
 def test_a_position_fits_32_bits_in_alternates_too() -> None:
     array = to_fields(EXAMPLES[Draft], 2)
-    array[6] = [[1 << 32, b""]]
+    array[7] = [[1 << 32, b""]]
     with pytest.raises(ProtocolError, match=r"DRAFT\.alternates"):
         from_fields(array, 2)

@@ -65,7 +65,8 @@ def name_of(kind: type[Message]) -> str:
 def golden_frames() -> list[tuple[int, Message, bytes]]:
     """Id width, message and bytes of every golden frame."""
     names = {kind.__name__: kind for kind in BY_TYPE.values()}
-    names |= {k.__name__: k for k in (Code, Finish, Origin, KvOp, messages.HintWeights, messages.Alternate)}
+    inner = (Code, Finish, Origin, KvOp, messages.HintWeights, messages.Alternate, messages.Pace)
+    names |= {k.__name__: k for k in inner}
     frames = []
     for block in fenced("golden").split("\n\n"):
         width, message, *digits = block.strip().splitlines()

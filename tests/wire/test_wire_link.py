@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ecd.wire.connection import (
 )
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import FrameReader, encode_frame
-from ecd.wire.link import MAX_QUEUED_BYTES, Link, PriorityQueue
+from ecd.wire.link import IPV4_HEADER_BYTES, MAX_QUEUED_BYTES, Link, PriorityQueue, segments
 from ecd.wire.messages import (
     Error,
     Hello,
@@ -35,6 +36,7 @@ from ecd.wire.messages import (
     KvOp,
     Message,
     Open,
+    Pace,
     Ping,
     Pong,
     Reset,
@@ -195,7 +197,7 @@ FINGERPRINT = Fingerprint(1000, "aa", {"bos": 1}, "bpe", "bb")
 EDGE = Settings(Role.EDGE, "edge under test", FINGERPRINT)
 CLOUD = Settings(Role.CLOUD, "cloud under test", FINGERPRINT)
 HELLO = Hello(0, 1, 0, (), None, {}, FINGERPRINT.to_map(), "a test")
-OPEN = Open(1, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 16, (), 0)
+OPEN = Open(1, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
 T = TypeVar("T")
 Scene = Callable[[], Coroutine[Any, Any, None]]
 
@@ -377,6 +379,64 @@ class TestTalk:
         run(talk)
 
 
+class TestPacketBytes:
+    """Bytes with headers, by the kernel's count of segments, or from reads and writes where there is none."""
+
+    def test_what_one_end_sends_the_other_receives(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with both_ends() as (edge, cloud):
+                stream = edge.link.connection.new_stream()
+                edge.link.send(replace(OPEN, stream=stream))
+                await cloud.first(Received)
+                frames, packets = cloud.link.traffic.bytes_out, cloud.link.packet_bytes()[1]
+                cloud.link.send(Tokens(stream, 3, (4, 5), 1, 2, 30))
+                await edge.first(Received)
+                frames = cloud.link.traffic.bytes_out - frames
+                headers = cloud.link.packet_bytes()[1] - packets - frames
+                assert headers >= IPV4_HEADER_BYTES
+                assert headers % IPV4_HEADER_BYTES == 0
+                # The kernel does not count the SYN that it answered before there was a connection.
+                await turns_until(
+                    lambda: edge.link.packet_bytes()[0] - cloud.link.packet_bytes()[1] == IPV4_HEADER_BYTES
+                )
+                await turns_until(lambda: cloud.link.packet_bytes()[0] == edge.link.packet_bytes()[1])
+
+        run(talk)
+
+    def test_an_ended_link_keeps_its_numbers(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with both_ends() as (edge, cloud):
+                live = edge.link.packet_bytes()
+                cloud.link.abort()
+                await edge.first(Closed)
+                ended = edge.link.packet_bytes()
+                assert all(was <= now for was, now in zip(live, ended, strict=True))
+                assert min(live) > 0
+
+        run(talk)
+
+    def test_reads_and_writes_stand_in_for_the_kernels_count(
+        self, run: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def talk() -> None:
+            monkeypatch.setattr(sys, "platform", "an old one")
+            async with both_ends() as (edge, _):
+                traffic = edge.link.traffic
+                headers = (traffic.reads + traffic.writes) * IPV4_HEADER_BYTES
+                assert traffic.reads
+                assert traffic.writes
+                expected = (traffic.bytes_in + headers, traffic.bytes_out + headers)
+                assert edge.link.packet_bytes() == expected
+
+        run(talk)
+
+    def test_a_socket_that_is_no_tcp_has_no_segments(self) -> None:
+        assert segments(None) is None
+        left, right = socket.socketpair(socket.AF_UNIX)
+        with left, right:
+            assert segments(left) is None
+
+
 class TestBackPressure:
     def test_a_peer_that_does_not_read_is_dropped_before_memory_fills(
         self, run: Callable[[Scene], None]
@@ -409,7 +469,8 @@ class TestBackPressure:
                 heard = cloud.link.traffic.bytes_in
                 await raw.say(Ping(0, 77))
                 await turns_until(lambda: cloud.link.traffic.bytes_in > heard)
-                before, chunks = None, []
+                before: int | None = None
+                chunks: list[int] = []
                 while len(chunks) < 64:
                     messages = await raw.hear()
                     assert messages is not None

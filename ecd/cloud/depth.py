@@ -1,0 +1,346 @@
+"""How many hints of each session a step verifies.
+
+Pure: what steps cost is learned from the times of past ones, what hints are worth from the verdicts on past
+ones, and the counts are those that promise most committed tokens per second. Hints are known here as the
+chance that each is accepted; sessions, tokens and engines are not known at all.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# The curve has a knot at each power of two up to 4096 tokens in a batch.
+_KNOTS = 13
+# Standard deviations of natural logarithms: of one measurement, and of what is not known before the first
+# one: the time of one token, the step from one knot to the next, the power of the number of passes.
+_NOISE, _LEVEL, _RISE, _SPLIT = 0.1, 10.0, 0.5, 0.5
+# What is expected of that step: optimistic, 16 tokens cost 1.8 times one.
+_EXPECTED_RISE = 0.15
+# Variance that a step adds to each. With _NOISE the first makes the memory of the level about 50 steps; the
+# second lets what has not been seen for a hundred steps be doubted.
+_LEVEL_DRIFT, _RISE_DRIFT, _SPLIT_DRIFT = 1.6e-5, 1e-4, 1e-4
+# A step that was slower than expected by more standard deviations counts as one that was slower by so many.
+_CLIP = 3.0
+# What such a step adds to the variance: if the next is as slow, it is believed more.
+_JUMP = 0.02
+# Tokens in a batch that may be tried before any was measured.
+_FIRST_TOKENS = 32
+# Steps in a row that all verified hints, or none although there were some, until the other is tried: none at
+# first; either, when the choice has changed lately; at most.
+_TRY_FIRST, _TRY_CHANGED, _TRY_LAST = 4, 128, 1024
+
+# Of steps that took as long as expected only one in so many is learned from, once so many were.
+_OF_EXPECTED, _SETTLED = 4, 64
+# Batches whose times are kept as plain numbers.
+_TABLE = np.arange(1.0, 65.0)
+
+_RANK = np.arange(float(_KNOTS))
+# Covariance of a random walk over the knots.
+_WALK: Floats = np.minimum.outer(_RANK, _RANK)
+
+
+def _covariance(level: float, rise: float, split: float) -> Floats:
+    """Of the state: knots that share a level and walk away from each other, and the power of passes."""
+    out = np.zeros((_KNOTS + 1, _KNOTS + 1))
+    out[:_KNOTS, :_KNOTS] = level + rise * _WALK
+    out[_KNOTS, _KNOTS] = split
+    return out
+
+
+_LEVEL_ONLY = _covariance(1.0, 0.0, 0.0)
+_STEP_DRIFT = _covariance(_LEVEL_DRIFT, _RISE_DRIFT, _SPLIT_DRIFT)
+
+
+class StepCost:
+    """Seconds of a step by what is in its batch: curve(tokens) * passes ** power.
+
+    `tokens` are those of all sessions. `passes` is the number of different counts among the sessions:
+    llama.cpp cuts a batch into passes of equal counts, other engines do not, and the power comes out near 0.
+    The curve is linear between its knots in logarithms of both. A Kalman filter (Kalman 1960; recursive least
+    squares with a model of the drift) follows the logarithms: all knots share a level, which drifts most, so
+    that a machine that has become slower is slower everywhere.
+    """
+
+    def __init__(self) -> None:
+        self.measured = 0
+        self._largest = 0
+        self._state = np.append(_EXPECTED_RISE * _RANK, 0.0)
+        self._variance = _covariance(_LEVEL**2, _RISE**2, _SPLIT**2)
+        self._mean = self._hoped = self._state
+        self._tables: tuple[list[float], list[float]] = ([], [])
+        self._as_expected = 0
+
+    def learn(self, tokens: int, passes: int, seconds: float) -> None:
+        """A step with so many tokens, in `passes` different counts, took so long."""
+        if tokens < 1 or passes < 1 or seconds <= 0 or not math.isfinite(seconds):
+            return
+        if self._is_no_news(tokens, passes, seconds):
+            return
+        x, p = self._state, self._variance
+        p += _STEP_DRIFT
+        h = np.zeros(_KNOTS + 1)
+        at = min(math.log2(tokens), _KNOTS - 1.0)
+        low = min(int(at), _KNOTS - 2)
+        h[low], h[low + 1], h[_KNOTS] = 1 - (at - low), at - low, math.log(passes)
+        error = math.log(seconds) - float(h @ x)
+        variance = float(h @ p @ h) + _NOISE**2
+        bound = _CLIP * math.sqrt(variance)
+        if error < -bound:
+            # No step is fast by accident, so what was believed of this kind of step was wrong.
+            p += error**2 * _surprise(h)
+            variance = float(h @ p @ h) + _NOISE**2
+        ph = p @ h
+        x += ph * (min(bound, error) / variance)
+        p -= np.outer(ph, ph) / variance
+        if error < -bound:
+            # Nor do fewer tokens take longer.
+            x[:low] = np.minimum(x[:low], float(h[:_KNOTS] @ x[:_KNOTS]))
+        elif error > bound:
+            p += _JUMP * _surprise(h)
+        self.measured += 1
+        self._largest = max(self._largest, tokens)
+        self._mean = _possible(x)
+        self._hoped = _possible(x - np.sqrt(p.diagonal()))
+        self._tables = (_time(self._mean, _TABLE, 1).tolist(), _time(self._hoped, _TABLE, 1).tolist())
+
+    def _is_no_news(self, tokens: int, passes: int, seconds: float) -> bool:
+        """Whether the step took as long as expected, as the last few did: most of these teach nothing."""
+        if self.measured < _SETTLED or passes > 1 or tokens > len(_TABLE):
+            return False
+        if abs(math.log(seconds / self._tables[0][tokens - 1])) > _NOISE:
+            return False
+        self._as_expected += 1
+        return self._as_expected % _OF_EXPECTED != 0
+
+    def seconds(self, tokens: int, passes: int = 1) -> float:
+        """Predicted time of a step; 0 before anything is measured."""
+        if passes == 1 and tokens <= len(self._tables[0]):
+            return self._tables[0][tokens - 1]
+        return float(_time(self._mean, tokens, passes)) if self.measured else 0.0
+
+    def hoped_alone(self, tokens: int) -> float:
+        """`hoped` for one session, whose tokens are few: plain numbers are quicker than arrays."""
+        if tokens <= len(self._tables[1]):
+            return self._tables[1][tokens - 1]
+        return float(_time(self._hoped, tokens, 1))
+
+    def hoped(self, tokens: Floats, passes: Floats) -> Floats:
+        """The time of steps that is to be hoped for, one standard deviation less than predicted.
+
+        Who chooses by it tries what is not known well and may be cheap (Lai and Robbins 1985). Element by
+        element; in no known unit before anything is measured.
+        """
+        return np.asarray(_time(self._hoped, tokens, passes))
+
+    def most_tokens(self, sessions: int) -> int:
+        """The largest batch to try: at most twice what is known."""
+        return max(_FIRST_TOKENS, 2 * self._largest, 2 * sessions)
+
+
+def _surprise(h: Floats) -> Floats:
+    """Covariance of what a surprise may mean: the level has changed, or the cost of this kind of step has.
+
+    The same in both directions, or a load that comes and goes would make what is not measured drift away.
+    """
+    return 0.5 * (_LEVEL_ONLY + np.outer(h, h))
+
+
+def _possible(state: Floats) -> Floats:
+    """More tokens or passes never take less time, whatever the noise says."""
+    return np.append(np.maximum.accumulate(state[:_KNOTS]), max(0.0, state[_KNOTS]))
+
+
+def _time(state: Floats, tokens: Any, passes: Any) -> Any:
+    return np.exp(np.interp(np.log2(tokens), _RANK, state[:_KNOTS]) + state[_KNOTS] * np.log(passes))
+
+
+class Calibration:
+    """What one session's claims are worth: the chance of acceptance by what the edge says it is.
+
+    Counts of judged and accepted hints by bucket of claimed confidence, with the claim as the prior. They
+    fade with the hints judged and, slowly, with every step: so claims that were found false are tried again
+    now and then.
+    """
+
+    BUCKETS = 8
+    PRIOR = 4.0
+    FADE_JUDGED = 0.995
+    FADE_STEP = 0.998
+
+    def __init__(self) -> None:
+        self._judged = [0.0] * self.BUCKETS
+        self._accepted = [0.0] * self.BUCKETS
+
+    def chances(self, claims: Sequence[float]) -> list[float]:
+        """Chance that each hint is accepted if those before it are, from claims in [0, 1]."""
+        prior, top = self.PRIOR, self.BUCKETS - 1e-9
+        return [
+            (prior * claim + self._accepted[bucket := int(claim * top)]) / (prior + self._judged[bucket])
+            for claim in claims
+        ]
+
+    def learn(self, claims: Sequence[float], accepted: int) -> None:
+        """A step looked at hints with these claims and accepted the first so many of them."""
+        fade = self.FADE_STEP
+        self._judged = [count * fade for count in self._judged]
+        self._accepted = [count * fade for count in self._accepted]
+        # What stands behind a rejected hint was not judged.
+        for index, claim in enumerate(claims[: accepted + 1]):
+            bucket = int(claim * (self.BUCKETS - 1e-9))
+            self._judged[bucket] = self._judged[bucket] * self.FADE_JUDGED + 1
+            self._accepted[bucket] = self._accepted[bucket] * self.FADE_JUDGED + (index < accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class Hinted:
+    """One session's part in a choice: the chance of each of its hints if those before it are accepted.
+
+    `all_of_them`: it wants fewest forwards, so there is nothing to choose.
+    """
+
+    chances: Sequence[float]
+    all_of_them: bool = False
+
+
+def best_counts(sessions: Sequence[Hinted], cost: StepCost, at_most: int, at_least: int = 0) -> list[int]:
+    """Hints to verify of each session, so that expected committed tokens per second are most.
+
+    At most `at_most` of each and at least `at_least` in all, as far as there are any; sessions that want all
+    of theirs verified get that. A session with k hints commits 1 + c1 + c1 c2 + ... + c1 ... ck tokens
+    (Leviathan et al. 2023, section 3.1, with a chance for each). Looked at are: the m most probable hints of
+    all, for each m, which is best when passes cost nothing; and k hints of the q sessions where these are
+    worth most, for each k and q, which takes two passes at most.
+    """
+    if len(sessions) == 1:
+        return [_best_alone(sessions[0], cost, at_most, at_least)]
+    counts = [len(s.chances) if s.all_of_them else 0 for s in sessions]
+    tokens = len(sessions) + sum(counts)
+    fixed = {len(s.chances) + 1 for s in sessions if s.all_of_them or not s.chances}
+    # gains[i, j]: tokens that hint j of the i-th free session adds; each row falls, so any best m begin each
+    # row.
+    free = [i for i, s in enumerate(sessions) if s.chances and not s.all_of_them]
+    room = cost.most_tokens(len(sessions)) - tokens
+    if not free or at_most < 1 or room < 1:
+        return counts
+    width = min(at_most, max(len(sessions[i].chances) for i in free))
+    gains = np.zeros((len(free), width))
+    for row, i in enumerate(free):
+        chances = sessions[i].chances[:width]
+        gains[row, : len(chances)] = chances
+    np.cumprod(gains, axis=1, out=gains)
+    base = len(sessions) + sum(sum(np.cumprod(s.chances)) for s in sessions if s.all_of_them)
+
+    # Ragged: hints in the order of what they add.
+    order = np.argsort(-gains, axis=None, kind="stable")
+    order = order[: min(room, int(np.count_nonzero(gains)))]
+    ragged_passes = _passes(order // width, len(free), fixed)
+    ragged = (base + np.concatenate(([0.0], np.cumsum(gains.flat[order])))) / cost.hoped(
+        tokens + np.arange(len(order) + 1.0), ragged_passes
+    )
+    ragged[:at_least] = 0.0
+    best = int(ragged.argmax())
+    for row in order[:best] // width:
+        counts[free[row]] += 1
+    if len(free) == 1:
+        return counts
+
+    # Level: k hints of the q sessions where these are worth most.
+    sums = np.where(gains > 0, np.cumsum(gains, axis=1), -np.inf)
+    ranked = np.argsort(-sums, axis=0, kind="stable")
+    depth, chosen = np.arange(1.0, width + 1), np.arange(1.0, len(free) + 1)[:, None]
+    size = chosen * depth
+    others = np.array([len(fixed | {k + 1}) for k in range(1, width + 1)], float)
+    missing = (1 not in fixed) & (chosen < len(free))
+    level = (base + np.cumsum(np.take_along_axis(sums, ranked, axis=0), axis=0)) / cost.hoped(
+        tokens + size, others + missing
+    )
+    level[(size > room) | (size < at_least)] = -np.inf
+    q, k = np.unravel_index(int(level.argmax()), level.shape)
+
+    if level[q, k] > ragged[best]:
+        for i in free:
+            counts[i] = 0
+        for row in ranked[: q + 1, k]:
+            counts[free[row]] = int(k) + 1
+    return counts
+
+
+def _best_alone(session: Hinted, cost: StepCost, at_most: int, at_least: int) -> int:
+    """`best_counts` of one session."""
+    most = len(session.chances)
+    if session.all_of_them:
+        return most
+    most = min(most, at_most, cost.most_tokens(1) - 1)
+    best, best_rate, expected, reached = 0, 0.0, 1.0, 1.0
+    for count in range(most + 1):
+        if count:
+            reached *= session.chances[count - 1]
+            expected += reached
+        rate = expected / cost.hoped_alone(count + 1)
+        if rate > best_rate and count >= min(at_least, most):
+            best, best_rate = count, rate
+    return best
+
+
+def _passes(rows: NDArray[np.int64], sessions: int, fixed: set[int]) -> Floats:
+    """Different token counts among sessions before each hint is dealt to its row, and after the last."""
+    tokens = [1] * sessions
+    having = dict.fromkeys(fixed, 0)
+    kinds = len(fixed | {1})
+    having[1] = sessions
+    out = np.empty(len(rows) + 1)
+    out[0] = kinds
+    for index, row in enumerate(rows.tolist(), 1):
+        old = tokens[row]
+        tokens[row] = old + 1
+        having[old] -= 1
+        kinds -= not having[old] and old not in fixed
+        now = having.get(old + 1, 0)
+        kinds += not now and old + 1 not in fixed
+        having[old + 1] = now + 1
+        out[index] = kinds
+    return out
+
+
+@dataclass(slots=True)
+class Depth:
+    """The choice of step after step; `at_most` hints of each session.
+
+    When step after step verified hints, or none although there were some, the other is tried once, none at
+    all or a single one: a cost that has changed or was never known is found out so. Each such try makes the
+    next one rarer.
+    """
+
+    at_most: int
+    cost: StepCost = field(default_factory=StepCost)
+    _verifying: bool = True
+    _in_a_row: int = 0
+    _interval: int = _TRY_FIRST
+
+    def choose(self, sessions: Sequence[Hinted]) -> list[int]:
+        """How many hints of each session to verify in the step that comes now."""
+        counts = best_counts(sessions, self.cost, self.at_most)
+        if not self.at_most or not any(s.chances and not s.all_of_them for s in sessions):
+            if self._verifying:
+                # A step without hints has come by itself.
+                self._in_a_row = 0
+            return counts
+        verifying = any(count for s, count in zip(sessions, counts, strict=True) if not s.all_of_them)
+        if verifying != self._verifying:
+            self._verifying, self._in_a_row = verifying, 0
+            self._interval = min(self._interval, _TRY_CHANGED)
+        self._in_a_row += 1
+        # Waste is a step that tries a hint; one without hints loses little, and without it nothing is to
+        # compare.
+        if self._in_a_row < (self._interval if verifying else max(self._interval, _TRY_CHANGED)):
+            return counts
+        self._in_a_row, self._interval = 0, min(_TRY_LAST, 2 * self._interval)
+        if verifying:
+            return best_counts(sessions, self.cost, 0)
+        return best_counts(sessions, self.cost, 1, at_least=1)

@@ -1,0 +1,339 @@
+"""The pacing controller: how far to draft ahead, how long the cloud should wait, when not to draft.
+
+Pure: numbers in, a `Pace` out. It knows what a link, a draft and a target step cost, and how long a run of
+guesses stays right; it does not know tokens, frames or engines. docs/PACING.md explains every formula.
+"""
+
+import functools
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# Places behind a fork (from 0) at which a new group begins whose acceptance is counted together.
+GROUPS = (0, 1, 2, 4)
+LEAST_FAILURE, RATE_STEP = 0.004, math.log(1.25)
+# What a session's own counts are weighed against: so many guesses' worth of what the whole edge has seen.
+PRIOR_WEIGHT = 4.0
+SESSION_MEMORY = 64.0
+EDGE_MEMORY = 512.0
+FIRST_RATE = 0.7
+
+# Drafting must promise this much, or it is not worth the heat.
+WORTH_IT = 1.02
+# Under `balanced` this much speed is given for fewer target forwards.
+BALANCED_LOSS = 0.02
+GATHERS = (1, 2, 3, 4, 6, 8, 12, 16)
+HORIZON = 64
+# While the model is quiet, copied text may run so far ahead: it costs nothing to find.
+COPIED = 8
+QUIET_FIRST, QUIET_LONGEST = 32, 512
+# So many committed tokens a decision holds: to forecast all choices takes a millisecond.
+DECIDED_FOR = 3
+PROBE_GUESSES, PROBE_TOKENS, PROBE_AHEAD = 6, 16, 4
+
+
+class Objective(StrEnum):
+    """What a session is to be good at: speed, speed with an eye on cost, or few target forwards."""
+
+    LATENCY = "latency"
+    BALANCED = "balanced"
+    COST = "cost"
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What was measured, in seconds.
+
+    draft_s: one guess. step_s: a target forward without hints, token_s: what each hint adds to it.
+    """
+
+    rtt_s: float
+    jitter_s: float
+    draft_s: float
+    step_s: float
+    token_s: float
+
+    def forward_s(self, hints: int) -> float:
+        """A target forward that verifies so many hints."""
+        return self.step_s + self.token_s * hints
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a pace would give."""
+
+    tokens_per_s: float
+    forwards_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A decision. `ahead`: how far to draft beyond the committed text, 0: not at all.
+
+    The cloud holds a step back for up to `patience_s` until `gather` hints are there. `send` is False while
+    guesses are only compared with what the target says. `model` is False while only copied text is hinted.
+    alternate_worth: what a hint behind an alternate is worth, where one on the main line is worth 1.
+    """
+
+    ahead: int
+    gather: int = 1
+    patience_s: float = 0.0
+    send: bool = True
+    model: bool = True
+    alternate_worth: float = 0.0
+    forecast: Forecast | None = None
+    plain_tokens_per_s: float | None = None
+
+
+def forecast(
+    conditions: Conditions, survival: Sequence[float], gather: int, patience_s: float, max_verify: int
+) -> Forecast:
+    """Tokens per second and forwards per token of one pace.
+
+    A session renews itself at each fork: the cloud has just committed a token that no hint foretold, and the
+    edge starts anew from it. Until the first wrong guess the cycle runs like clockwork: hint j reaches the
+    cloud at RTT + draft/2 + j * draft (half a guess is thrown away at the fork), steps begin as soon as the
+    last has ended or `gather` hints are there or patience is over, and one that verifies m hints commits m +
+    1 tokens. So the time, tokens and forwards of a cycle whose guess J is the first wrong one are those of
+    the step that commits position J, and by the renewal-reward theorem
+
+        tokens per second = E[J] / E[time(J)],    forwards per token = E[forwards(J)] / E[J].
+
+    survival: survival[j] is the chance that the first j guesses are all right; [0] is 1.
+    """
+    first = conditions.rtt_s + conditions.draft_s / 2
+    time, committed, steps = 0.0, 0, 0
+    tokens = seconds = forwards = 0.0
+    patient = patience_s > 0
+    while committed < len(survival) - 1:
+        start = time
+        if patient:
+            wanted = first + (committed + gather) * conditions.draft_s
+            start = max(time, min(wanted, time + patience_s))
+        arrived = int((start - first) / conditions.draft_s + 1e-9) if start > first else 0
+        there = min(arrived - committed, max_verify, len(survival) - 1 - committed)
+        hints = _worth_verifying(conditions, survival, committed, there, patience_s) if there > 0 else 0
+        time = start + conditions.forward_s(hints)
+        steps += 1
+        for position in range(committed + 1, committed + hints + 2):
+            wrong = survival[position - 1] - (survival[position] if position < len(survival) else 0.0)
+            tokens += wrong * position
+            seconds += wrong * time
+            forwards += wrong * steps
+        committed += hints + 1
+    left = survival[committed] if committed < len(survival) else 0.0
+    tokens += left * committed
+    seconds += left * time
+    forwards += left * steps
+    return Forecast(tokens / seconds, forwards / tokens)
+
+
+def _worth_verifying(
+    conditions: Conditions, survival: Sequence[float], committed: int, there: int, patience_s: float
+) -> int:
+    """How many of the hints that are there the cloud verifies: those that raise tokens per second."""
+    if math.isinf(patience_s) or conditions.token_s <= 0:
+        return there
+    here = survival[committed] or 1.0
+    best, best_rate, expected = 0, 1 / conditions.step_s, 1.0
+    for hints in range(1, there + 1):
+        expected += survival[committed + hints] / here
+        rate = expected / conditions.forward_s(hints)
+        if rate > best_rate:
+            best, best_rate = hints, rate
+    return best
+
+
+def rounds_forecast(conditions: Conditions, survival: Sequence[float], k: int) -> Forecast:
+    """Strict rounds of k (Leviathan et al. 2023, section 3.3, with a round trip added)."""
+    expected = sum(survival[: k + 1])
+    seconds = k * conditions.draft_s + conditions.rtt_s + conditions.forward_s(k)
+    return Forecast(expected / seconds, 1 / expected)
+
+
+@functools.lru_cache(maxsize=4096)
+def best_pace(
+    conditions: Conditions,
+    survival: tuple[float, ...],
+    objective: Objective,
+    max_verify: int,
+    max_ahead: int,
+) -> Pace:
+    """The pace that serves the objective best, whether or not it beats not drafting."""
+    margin = 4 * conditions.jitter_s
+    choices = [
+        (forecast(conditions, survival, 1, 0.0, max_verify), 1, 0.0),
+        *(
+            (forecast(conditions, survival, gather, patience_s, max_verify), gather, patience_s)
+            for gather in GATHERS
+            if gather <= max_verify
+            for patience_s in [
+                math.inf
+                if objective is Objective.COST
+                else conditions.rtt_s + (gather + 1.5) * conditions.draft_s + margin
+            ]
+        ),
+    ]
+    match objective:
+        case Objective.LATENCY:
+            chosen = max(choices, key=lambda choice: choice[0].tokens_per_s)
+            # Never waiting is the simpler half of what is equal.
+            if choices[0][0].tokens_per_s >= 0.995 * chosen[0].tokens_per_s:
+                chosen = choices[0]
+        case Objective.BALANCED:
+            fastest = max(choice[0].tokens_per_s for choice in choices)
+            quick = [c for c in choices if c[0].tokens_per_s >= (1 - BALANCED_LOSS) * fastest]
+            chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
+        case Objective.COST:
+            rounds = max(
+                rounds_forecast(conditions, survival, k).tokens_per_s for k in GATHERS if k <= max_verify
+            )
+            quick = [c for c in choices if c[0].tokens_per_s > WORTH_IT * rounds] or choices
+            chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
+    best, gather, patience_s = chosen
+    return Pace(
+        _window(conditions, max_verify, max_ahead, gather),
+        gather,
+        patience_s,
+        # An alternate saves the round trip and the first guess after a fork, or a step if that takes as long.
+        alternate_worth=min(1.0, (conditions.rtt_s + 1.5 * conditions.draft_s) / conditions.step_s),
+        forecast=best,
+        plain_tokens_per_s=1 / conditions.step_s,
+    )
+
+
+def _window(conditions: Conditions, max_verify: int, max_ahead: int, gather: int) -> int:
+    """What the cloud can use up before the edge hears of it, if all is right, and a forward's hints more."""
+    draft_s, step_s = conditions.draft_s, conditions.step_s
+    hints = min(max_verify, int(step_s / draft_s) + 1)
+    rate = min(1 / draft_s, (hints + 1) / conditions.forward_s(hints))
+    needed = math.ceil((conditions.rtt_s + 4 * conditions.jitter_s + step_s) * rate) + hints
+    return max(gather, min(max_ahead, max(PROBE_AHEAD, needed)))
+
+
+@dataclass(slots=True)
+class Survival:
+    """How often guesses are right by their place behind a fork, older ones counting less and less."""
+
+    memory: float
+    right: list[float] = field(default_factory=lambda: [0.0] * len(GROUPS))
+    settled: list[float] = field(default_factory=lambda: [0.0] * len(GROUPS))
+
+    def settle(self, place: int, right: bool) -> None:
+        """The guess at `place` (from 0) behind the last fork came true or did not."""
+        keep = 1 - 1 / self.memory
+        self.right = [count * keep for count in self.right]
+        self.settled = [count * keep for count in self.settled]
+        group = bisect_right(GROUPS, place) - 1
+        self.right[group] += right
+        self.settled[group] += 1
+
+    @property
+    def rate(self) -> float:
+        """Share of guesses that were right, all places together."""
+        return (sum(self.right) + PRIOR_WEIGHT * FIRST_RATE) / (sum(self.settled) + PRIOR_WEIGHT)
+
+    def rates(self, prior: "Survival | None") -> list[float]:
+        """Acceptance by group of places; few counts lean on the session's mean, and that on `prior`."""
+        base = FIRST_RATE if prior is None else prior.rate
+        settled = sum(self.settled)
+        mean = (sum(self.right) + PRIOR_WEIGHT * base) / (settled + PRIOR_WEIGHT)
+        return [
+            (right + PRIOR_WEIGHT * mean) / (count + PRIOR_WEIGHT)
+            for right, count in zip(self.right, self.settled, strict=True)
+        ]
+
+    def curve(self, prior: "Survival | None") -> tuple[float, ...]:
+        """survival[j] for `forecast`, in steps coarse enough that decisions can be remembered."""
+        return _curve(tuple(_level(rate) for rate in self.rates(prior)))
+
+
+def _level(rate: float) -> int:
+    """The chance of failing in steps of a quarter: 0.99 and 0.97 are as far apart as 0.5 and 0.1."""
+    return round(math.log(max(1 - rate, LEAST_FAILURE)) / RATE_STEP)
+
+
+@functools.lru_cache(maxsize=4096)
+def _curve(levels: tuple[int, ...]) -> tuple[float, ...]:
+    curve, chance = [1.0], 1.0
+    while chance > 1e-3 and len(curve) <= HORIZON:
+        level = levels[bisect_right(GROUPS, len(curve) - 1) - 1]
+        chance *= 1 - min(1.0, math.exp(level * RATE_STEP))
+        curve.append(chance)
+    return tuple(curve)
+
+
+@dataclass(slots=True)
+class Pacer:
+    """One session's controller.
+
+    Drafts while that pays, is quiet while it does not, and in between looks again by guessing without
+    sending. `edge` is what all sessions of this edge have seen.
+    """
+
+    objective: Objective
+    edge: Survival
+    max_verify: int = 16
+    session: Survival = field(default_factory=lambda: Survival(SESSION_MEMORY))
+    _quiet: int = QUIET_FIRST
+    _quiet_until: int = 0
+    _probing_since: int | None = None
+    _settled: int = 0
+    _best: Pace | None = None
+    _best_until: int = 0
+
+    def settle(self, place: int, right: bool) -> None:
+        """A guess was compared with the committed token at its position."""
+        self._settled += 1
+        self.session.settle(place, right)
+        self.edge.settle(place, right)
+
+    def pace(self, conditions: Conditions | None, committed: int, max_ahead: int, unsure: Pace) -> Pace:
+        """What to do from here on; `unsure` while nothing has been measured yet."""
+        if conditions is None:
+            return unsure
+        best = self._best
+        if best is None or committed >= self._best_until or best.ahead > max_ahead:
+            best = self._best = best_pace(
+                _coarse(conditions), self.session.curve(self.edge), self.objective, self.max_verify, max_ahead
+            )
+            self._best_until = committed + DECIDED_FOR
+        assert best.forecast is not None
+        assert best.plain_tokens_per_s is not None
+        pays = best.forecast.tokens_per_s > WORTH_IT * best.plain_tokens_per_s
+        if self.objective is Objective.COST:
+            # Fewer forwards are what it is for, whatever the speed.
+            pays = WORTH_IT * best.forecast.forwards_per_token < 1
+        if committed < self._quiet_until:
+            return Pace(COPIED, model=False, plain_tokens_per_s=best.plain_tokens_per_s)
+        if self._probing_since is None and pays:
+            return best
+        if self._probing_since is None and self._quiet_until:
+            self._probing_since, self._settled = committed, 0
+        if self._probing_since is not None:
+            if self._settled < PROBE_GUESSES and committed - self._probing_since < PROBE_TOKENS:
+                return Pace(PROBE_AHEAD, send=False, plain_tokens_per_s=best.plain_tokens_per_s)
+            self._probing_since = None
+            if pays:
+                self._quiet, self._quiet_until = QUIET_FIRST, 0
+                return best
+            self._quiet = min(2 * self._quiet, QUIET_LONGEST)
+        self._quiet_until = committed + self._quiet
+        return Pace(COPIED, model=False, plain_tokens_per_s=best.plain_tokens_per_s)
+
+
+def _coarse(conditions: Conditions) -> Conditions:
+    """Rounded to about 10 %, so that decisions can be remembered."""
+
+    def rounded(value: float) -> float:
+        return 0.0 if value < 1e-5 else math.exp(round(math.log(value) * 10) / 10)
+
+    return Conditions(
+        rounded(conditions.rtt_s),
+        rounded(conditions.jitter_s),
+        max(1e-4, rounded(conditions.draft_s)),
+        max(1e-5, rounded(conditions.step_s)),
+        rounded(conditions.token_s),
+    )

@@ -1,0 +1,25 @@
+"""What a measurement was made on: the machine and the versions of what ran, for whoever reads it later."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+PACKAGES = ("ecd", "llama-cpp-python", "numpy")
+
+
+def describe_machine() -> str:
+    """The CPU as the kernel names it, and how many cores there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by package, and Python's."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }

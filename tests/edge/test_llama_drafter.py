@@ -1,0 +1,217 @@
+"""The draft model at work: lines of one text share their cells, whichever way they fork."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from ecd.edge.drafter import DraftTask
+from ecd.edge.llama_drafter import BATCH_TOKENS, BRANCHES, MAX_SEQUENCES, LlamaDrafter
+from ecd.engine.llama import LlamaContext, LlamaModel, Segment
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS
+from ecd.sampling import Guess, Rule, Sampling, guess
+
+TEXT = "The history of computing is longer than most people think: counting boards, gears, relays. "
+Draft = Callable[..., list[tuple[Guess, ...]]]
+
+
+@pytest.fixture(scope="module")
+def tokens(draft: LlamaModel) -> list[int]:
+    return draft.tokenize(TEXT * 20, add_bos=True, parse_special=False)[:300]
+
+
+@pytest.fixture
+def drafter(draft: LlamaModel) -> Iterator[LlamaDrafter]:
+    drafter = LlamaDrafter(draft, slots=3, context_tokens=512, threads=1)
+    yield drafter
+    drafter.close()
+
+
+class Decoded:
+    """How many tokens each call evaluates."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[int]] = []
+        real = LlamaContext.decode
+
+        def decode(context: LlamaContext, segments: Sequence[Segment]) -> object:
+            self.calls.append([len(segment.tokens) for segment in segments])
+            return real(context, segments)
+
+        monkeypatch.setattr(LlamaContext, "decode", decode)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    return Decoded(monkeypatch)
+
+
+def task(context: list[int], slot: int = 0, branch: int = 0, **changes: object) -> DraftTask:
+    return DraftTask(slot, branch, context, 1, 1, Sampling(), **changes)  # type: ignore[arg-type]
+
+
+def finish(drafter: LlamaDrafter, *tasks: DraftTask) -> list[Guess]:
+    """Asks until all prompts are read."""
+    found: dict[int, Guess] = {}
+    while len(found) < len(tasks):
+        left = [index for index in range(len(tasks)) if index not in found]
+        for index, made in zip(left, drafter.draft([tasks[index] for index in left]), strict=True):
+            if made:
+                (found[index],) = made
+    return [found[index] for index in range(len(tasks))]
+
+
+def afresh(model: LlamaModel, context: list[int]) -> Guess:
+    """What a drafter says that has seen nothing before."""
+    drafter = LlamaDrafter(model, slots=1, context_tokens=512, threads=1)
+    (made,) = finish(drafter, task(context))
+    drafter.close()
+    return made
+
+
+def assert_same(made: Guess, expected: Guess) -> None:
+    """Products differ a little with the shape of the batch."""
+    assert made.token == expected.token
+    assert made.confidence == pytest.approx(expected.confidence, abs=0.02)
+
+
+def test_it_guesses_what_the_model_thinks_likely(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int]
+) -> None:
+    context = LlamaContext(draft, n_ctx=128, n_seq=1, n_batch=64, threads=1)
+    (rows,) = context.decode([Segment(0, 0, tokens[:40], 1)])
+    expected = guess(rows[0], Sampling(), 40, tokens[:40], 1)
+    context.close()
+    (made,) = finish(drafter, task(tokens[:40]))
+    assert_same(made, expected)
+    assert made.drafter == "model"
+    assert made.second not in (None, made.token)
+
+
+def test_a_line_that_goes_on_evaluates_its_new_token_only(
+    drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    finish(drafter, task(tokens[:30]))
+    for end in (31, 32, 33):
+        drafter.draft([task(tokens[:end])])
+    assert decoded.calls == [[30], [1], [1], [1]]
+
+
+def test_a_fork_evaluates_what_is_new_behind_it(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    finish(drafter, task(tokens[:40]))
+    other = [*tokens[:25], tokens[50], tokens[51]]
+    (made,) = finish(drafter, task(other))
+    assert decoded.calls == [[40], [2]]
+    assert_same(made, afresh(draft, other))
+
+
+def test_branches_share_the_cells_before_them_and_go_in_one_batch(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    finish(drafter, task(tokens[:60]))
+    lines = [tokens[:61], [*tokens[:50], tokens[70]], [*tokens[:55], tokens[80]]]
+    made = finish(drafter, *(task(line, branch=branch) for branch, line in enumerate(lines)))
+    longer = [[*line, guess.token] for line, guess in zip(lines, made, strict=True)]
+    again = finish(drafter, *(task(line, branch=branch) for branch, line in enumerate(longer)))
+    assert [sorted(call) for call in decoded.calls] == [[60], [1, 1, 1], [1, 1, 1]]
+    for line, said in zip([*lines, *longer], [*made, *again], strict=True):
+        assert_same(said, afresh(draft, line))
+
+
+def test_switching_to_a_branch_costs_nothing_and_says_the_same(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    branch = [*tokens[:50], tokens[70], tokens[71]]
+    finish(drafter, task(tokens[:60]), task(branch, branch=1))
+    read = len(decoded.calls)
+    # The branch has become the main line, and is left by another one in turn.
+    main, other = [*branch, tokens[72]], [*branch[:-1], tokens[90]]
+    made = finish(drafter, task(main), task(other, branch=1))
+    assert [sorted(call) for call in decoded.calls[read:]] == [[1, 1]]
+    assert_same(made[0], afresh(draft, main))
+    assert_same(made[1], afresh(draft, other))
+
+
+def test_rolling_one_line_back_leaves_the_others(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int]
+) -> None:
+    branch = [*tokens[:50], tokens[70]]
+    finish(drafter, task(tokens[:60]), task(branch, branch=1))
+    finish(drafter, task([*tokens[:20], tokens[5]]))
+    longer = [*branch, tokens[71]]
+    assert_same(finish(drafter, task(longer, branch=1))[0], afresh(draft, longer))
+
+
+def test_a_long_prompt_is_read_in_several_calls_beside_others(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    finish(drafter, task(tokens[:20], slot=1))
+    said, calls = [], 0
+    long: tuple[Guess, ...] = ()
+    while not long:
+        line = [*tokens[:20], *(guess.token for guess in said)]
+        long, (quick,) = drafter.draft([task(tokens), task(line, slot=1)])
+        said.append(quick)
+        calls += 1
+    assert calls == -(-300 // PROMPT_CHUNK_TOKENS)
+    assert all(sum(call) <= BATCH_TOKENS for call in decoded.calls)
+    assert_same(long[0], afresh(draft, tokens))
+    assert_same(said[-1], afresh(draft, [*tokens[:20], *(guess.token for guess in said[:-1])]))
+
+
+def test_many_long_prompts_share_the_room(drafter: LlamaDrafter, tokens: list[int], decoded: Decoded) -> None:
+    finish(drafter, *(task(tokens[: 200 + slot], slot=slot) for slot in range(3)))
+    assert all(sum(call) <= BATCH_TOKENS for call in decoded.calls)
+    assert len(decoded.calls) <= 8
+
+
+def test_a_released_slot_begins_anew(
+    draft: LlamaModel, drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    finish(drafter, task(tokens[:40]), task([*tokens[:30], tokens[70]], branch=1), task(tokens[:40], slot=1))
+    drafter.release(0)
+    read = len(decoded.calls)
+    finish(drafter, task(tokens[:40]), task(tokens[:41], slot=1))
+    assert [sorted(call) for call in decoded.calls[read:]] == [[1, 40]], "the other slot's is still there"
+
+
+def test_slots_can_all_be_full(draft: LlamaModel, tokens: list[int]) -> None:
+    drafter = LlamaDrafter(draft, slots=2, context_tokens=128, threads=1)
+    for _ in range(3):
+        lines = [task(tokens[slot : slot + 127], slot=slot) for slot in range(2)]
+        finish(drafter, *lines)
+        finish(
+            drafter,
+            *(
+                task([*line.context[:120], *tokens[200:207]], line.slot, branch)
+                for line in lines
+                for branch in (1, 2)
+            ),
+        )
+        for slot in range(2):
+            drafter.release(slot)
+    drafter.close()
+
+
+def test_where_the_model_may_not_be_run_it_is_not(
+    drafter: LlamaDrafter, tokens: list[int], decoded: Decoded
+) -> None:
+    """It has nothing to copy from, and a quiet controller must not be made to pay for it."""
+    quiet, asked = drafter.draft([task(tokens[:30], model=False), task(tokens[:30], slot=1)])
+    assert (quiet, len(asked), decoded.calls) == ((), 1, [[30]])
+    assert drafter.draft([task(tokens[:30], model=False)]) == [()]
+
+
+def test_under_rejection_it_ships_its_distribution(drafter: LlamaDrafter, tokens: list[int]) -> None:
+    sampling = Sampling(Rule.REJECTION, 5, 1.0)
+    ((made,),) = drafter.draft([DraftTask(0, 0, tokens[:30], 1, 30, sampling)])
+    assert made.q is not None
+    assert made.token in made.q.ids
+    assert made.second is None
+
+
+def test_many_slots_have_fewer_branches(draft: LlamaModel) -> None:
+    wide = LlamaDrafter(draft, slots=MAX_SEQUENCES // 2, context_tokens=64, threads=1)
+    assert (BRANCHES, wide.branches) == (3, 2)
+    wide.close()
