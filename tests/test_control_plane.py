@@ -56,7 +56,7 @@ def test_stats_tell_what_the_controller_goes_by(edge: DaemonProcess) -> None:
     conditions = stats["conditions"]
     assert set(conditions) == {"rtt_ms", "jitter_ms", "draft_ms", "step_ms", "slope", "acceptance"}
     assert all(conditions[name] > 0 for name in ("rtt_ms", "draft_ms", "step_ms"))
-    assert 0 < conditions["acceptance"] < 1
+    assert 0 <= conditions["acceptance"] <= 1
     model = stats["drafters"]["model"]
     assert 0 < model["right"] <= model["settled"] <= model["drafted"]
     assert model["acceptance_rate"] == model["right"] / model["settled"]

@@ -16,10 +16,11 @@ import pytest
 from ecd.client import BlockingClient, Client
 from ecd.config import split_address
 from ecd.edge.acceptance import Acceptance
+from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask
-from ecd.edge.generation import MAX_PATIENCE_US, Request
 from ecd.edge.meter import Meter
-from ecd.edge.service import Chunk, EdgeService
+from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.engine.llama import LlamaModel
 from ecd.errors import RemoteError

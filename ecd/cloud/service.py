@@ -64,7 +64,7 @@ class CloudService:
         self._idle = asyncio.Event()
         self._draining = False
         self._started_at = monotonic()
-        self._wire_in = self._wire_out = 0
+        self._wire_in = self._wire_out = self._packets_in = self._packets_out = 0
 
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
@@ -149,6 +149,8 @@ class CloudService:
             "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
             "verified_per_forward": totals.verified / totals.forwards if totals.forwards else 0.0,
             "cpu_s": process_time(),
+            "packet_bytes_in": self._packets_in + sum(link.packet_bytes()[0] for link in self._links),
+            "packet_bytes_out": self._packets_out + sum(link.packet_bytes()[1] for link in self._links),
             "wire_bytes_in": self._wire_in + sum(link.traffic.bytes_in for link in self._links),
             "wire_bytes_out": self._wire_out + sum(link.traffic.bytes_out for link in self._links),
         }
@@ -249,6 +251,9 @@ class CloudService:
             case Closed():
                 log.info("edge %s left: %s", link.peername, event.message)
                 self._links.discard(link)
+                packets_in, packets_out = link.packet_bytes()
+                self._packets_in += packets_in
+                self._packets_out += packets_out
                 self._wire_in += link.traffic.bytes_in
                 self._wire_out += link.traffic.bytes_out
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from ecd.control import Handler, Notify
-from ecd.edge.generation import Request
+from ecd.edge.answer import Answer, Chunk
 from ecd.edge.pacing import Objective
-from ecd.edge.service import Answer, Chunk, EdgeService
+from ecd.edge.request import Request
+from ecd.edge.service import EdgeService
 from ecd.errors import BadRequest, EcdError
 from ecd.prompt import Tokenizer, prompt_tokens
 from ecd.sampling import Sampling

@@ -14,18 +14,16 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import DraftTask
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
+from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
 from ecd.errors import ProtocolError
-from ecd.sampling import Guess, Rule, Sampling
+from ecd.sampling import Guess, Rule
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
 from ecd.wire.messages import Pace as WirePace
 
-MAX_PATIENCE_US = (1 << 32) - 1
 # Guesses over which the share of copied ones is told.
 COPIED_MEMORY = 16
 COPIED_AHEAD = 24
 NO_PATIENCE = WirePace(0, 1)
-# Before anything is measured.
-UNSURE = Pace(ahead=16)
 # Hints are sent so long before they must be at the cloud: a share of its step, but at least what a timer may
 # be off.
 EARLY_STEPS, EARLY_S = 0.03, 0.002
@@ -39,40 +37,6 @@ class Phase(Enum):
     WAITING = auto()
     STREAMING = auto()
     FINISHED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user asked for, as token ids and settings.
-
-    `ahead`, `patience_us` and `hint_tokens` (hints gathered into a frame, and waited for by a patient cloud)
-    are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
-    controller.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    draft: bool = True
-    objective: Objective = Objective.BALANCED
-    ahead: int | None = None
-    patience_us: int | None = None
-    hint_tokens: int | None = None
-
-    @property
-    def fixed_pace(self) -> Pace | None:
-        """The pace of a request that leaves nothing to the controller."""
-        if not self.draft:
-            return Pace(0, send=False)
-        if self.patience_us is None and self.hint_tokens is None:
-            return None
-        patience_us = self.patience_us or 0
-        return Pace(
-            UNSURE.ahead if self.ahead is None else self.ahead,
-            self.hint_tokens or 1,
-            math.inf if patience_us >= MAX_PATIENCE_US else patience_us / 1e6,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +62,6 @@ class Finished:
 
 
 Command = Send | Emit | Finished
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the answer took."""
-
-    drafted: int = 0
-    sent: int = 0
-    settled: int = 0
-    right: int = 0
-    verified: int = 0
-    accepted: int = 0
-    alternates_sent: int = 0
-    alternates_used: int = 0
-    forwards: int = 0
-    forwards_without_hints: int = 0
-    resumed: int = 0
-    step_us: int = 0
 
 
 @dataclass(slots=True)

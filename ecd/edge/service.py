@@ -9,15 +9,16 @@ import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from ecd.edge.acceptance import Acceptance
+from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.drafter import Drafter, DraftTask
-from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Send
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import EDGE_MEMORY, Pacer, Survival
+from ecd.edge.request import Request
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
 from ecd.sampling import Guess
@@ -30,55 +31,6 @@ log = logging.getLogger(__name__)
 # Where no cloud has told its own limit yet; as ids they fit a frame.
 MAX_CONTEXT_TOKENS = 1 << 20
 MAX_AHEAD = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Something new to show: text, and the tokens and origins that became known with it."""
-
-    text: str
-    ids: tuple[int, ...]
-    origins: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Answer:
-    """One running request: its generation, its text, and where its chunks go.
-
-    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began.
-    """
-
-    id: int
-    generation: Generation
-    text: TextStream
-    started_at: float
-    waiting_since: float
-    chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
-    first_at: float | None = None
-    first_tokens: int = 0
-    last_at: float | None = None
-    wire_up: int = 0
-    wire_down: int = 0
-    timer: asyncio.TimerHandle | None = None
-    rtt_ms: float | None = None
-
-
-@dataclass(slots=True)
-class EdgeTotals:
-    """Counters since start, as `stats` shows them."""
-
-    answers: int = 0
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    committed: int = 0
-    drafted: int = 0
-    verified: int = 0
-    accepted: int = 0
-    target_forwards: int = 0
-    alternates_sent: int = 0
-    alternates_used: int = 0
-    resumed: int = 0
 
 
 class EdgeService:

@@ -19,9 +19,10 @@ from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import DraftTask
-from ecd.edge.generation import MAX_PATIENCE_US, Command, Emit, Finished, Generation, Phase, Request, Send
+from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Send
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import EDGE_MEMORY, Objective, Pacer, Survival
+from ecd.edge.request import MAX_PATIENCE_US, Request
 from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, choose, guess, shape, verify
 from ecd.text import TextStream
 from ecd.wire.messages import Draft, Finish, Open, Origin, Tokens

@@ -14,17 +14,15 @@ from ecd.edge.generation import (
     AT_ONCE,
     EARLY_S,
     EARLY_STEPS,
-    MAX_PATIENCE_US,
-    UNSURE,
     Command,
     Emit,
     Finished,
     Generation,
     Phase,
-    Request,
     Send,
 )
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer, Survival
+from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request
 from ecd.errors import ProtocolError
 from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, Verdict
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
