@@ -87,7 +87,11 @@ class Batcher:
 
         It is to be run: the choice of hints tries something new now and then and learns from what comes out.
         """
-        ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= now]
+        if not any(s.ready_at() <= now for s in self.running.values()):
+            return []
+        # A step that begins without them holds up those who wait a little longer than they would have waited.
+        ends = now + self.depth.cost.seconds(len(self.running))
+        ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= ends]
         counts = self.depth.choose([s.hinted(self.max_verify) for _, s in ready])
         return [
             Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count))

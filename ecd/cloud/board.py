@@ -121,6 +121,8 @@ class Board:
     def _diverge(self, position: int) -> None:
         if position > self.fork:
             self.fork_before, self.fork = self.fork, position
+            # What the edge had come to the end of was another line.
+            self.exhausted = False
         self.dropped += len(self.line) + sum(map(len, self.alternates.values()))
         self.line.clear()
         self.alternates.clear()

@@ -18,6 +18,9 @@ MAX_PATIENCE_S = 30.0
 # What an alternate's tokens are taken to be worth until some were judged: it carries no confidence of its
 # own.
 ALTERNATE_CONFIDENCE = 0.8
+# Under the rejection rule each hint counts alike. What is known of a later one depends on the token that was
+# drawn for an earlier one, and whether that is looked at must not.
+REJECTION_CONFIDENCE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,8 @@ class Session:
                 q = DraftDistribution(ids, tuple(weights))
             elif token >= size:
                 break
-            hints.append(Hint(token, q, confidence[index] / 255))
+            alike = self.sampling.rule is Rule.REJECTION
+            hints.append(Hint(token, q, REJECTION_CONFIDENCE if alike else confidence[index] / 255))
         return hints
 
     def _valid_alternates(self, draft: Draft) -> list[Alternate]:

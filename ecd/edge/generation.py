@@ -89,6 +89,7 @@ class Generation:
     _last_verified: int = 0
     _flush_at: float | None = None
     _copied: float = 0.0
+    _switched: bool = False
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
@@ -127,7 +128,9 @@ class Generation:
         self._set_pace()
         # What was guessed before still holds; this cloud has not seen it.
         self.lines.unsend(self._max_ahead)
-        self._told = self._wire_pace() if self.slot is not None else NO_PATIENCE
+        # Nobody is to wait for an edge that still reads the prompt.
+        waits = self.slot is not None and (request.fixed_pace is not None or self.tally.drafted > 0)
+        self._told = self._wire_pace() if waits else NO_PATIENCE
         self._told_exhausted = False
         opening = Open(
             stream,
@@ -147,8 +150,8 @@ class Generation:
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
-    def receive(self, message: Tokens, conditions: Conditions | None, now: float) -> list[Command]:
-        """Committed tokens. Raises ProtocolError when they do not continue what is committed."""
+    def receive(self, message: Tokens, now: float) -> list[Command]:
+        """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:
             return []
         if message.base != len(self.tokens) or not message.ids or message.accepted > len(message.ids):
@@ -159,19 +162,26 @@ class Generation:
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
         )
-        switched = False
         for token in message.ids:
-            switched = self._settle(token) or switched
+            self._switched = self._settle(token) or self._switched
         self.origins.extend(origins)
         self._count(message)
-        self._last_tokens_at, self._last_verified, self._conditions = now, message.verified, conditions
+        self._last_tokens_at, self._last_verified = now, message.verified
         commands: list[Command] = [Emit(message.ids, origins)]
         if message.finish is not Finish.NONE:
             self.phase = Phase.FINISHED
-            return [*commands, Finished(message.finish)]
+            commands.append(Finished(message.finish))
+        return commands
+
+    def steer(self, conditions: Conditions | None, now: float) -> list[Command]:
+        """Decides anew how to go on, once what was received has been shown: that is not to wait for this."""
+        if self.phase is not Phase.STREAMING:
+            return []
+        self._conditions = conditions
         self._set_pace()
         # After a switch the cloud has nothing to go on with, if the alternate came too late.
-        return commands + (self._send_hints() if switched else self._send_or_wait(now))
+        switched, self._switched = self._switched, False
+        return self._send_hints() if switched else self._send_or_wait(now)
 
     def _count(self, message: Tokens) -> None:
         tally = self.tally
@@ -187,15 +197,19 @@ class Generation:
         settled = self.lines.settle(token)
         if settled.guess is not None:
             self._learn(settled.guess, settled.place, right=settled.right)
+            # At a fork both ends forget that there were no more hints.
+            self._told_exhausted = self._told_exhausted and settled.right
         self.tally.alternates_used += settled.switched
         return settled.switched
 
     def _learn(self, guess: Guess, place: int, *, right: bool) -> None:
         self.tally.settled += 1
         self.tally.right += right
-        self.acceptance.settle(guess.drafter, guess.confidence, right)
-        if self.pace.model:
-            self.pacer.settle(place, right)
+        # What is learned is for those who decide by it, from what they do.
+        if self.request.fixed_pace is None:
+            self.acceptance.settle(guess.drafter, guess.confidence, right)
+            if self.pace.model:
+                self.pacer.settle(place, right)
 
     # -- pacing
 
@@ -336,6 +350,9 @@ class Generation:
         if self._waited_for(self._told):
             # By an earlier pace, of which the cloud must hear that it is over.
             return main.unsent > 0 or not self._may_guess()
+        if self.request.sampling.rule is Rule.REJECTION:
+            # When a hint leaves must not depend on what its token leads to.
+            return main.unsent > 0
         return self.request.objective is Objective.LATENCY and main.unsent > 0 and main.sent < AT_ONCE
 
     def _latest(self, now: float) -> float:
@@ -372,6 +389,7 @@ class Generation:
             self.tally.alternates_sent += len(alternates)
             q = None
             if self.request.sampling.rule is Rule.REJECTION:
+                chances = b""
                 q = tuple(HintWeights(h.q.ids, bytes(h.q.weights)) for h in hints if h.q is not None)
             draft = Draft(
                 self.stream,
@@ -383,7 +401,9 @@ class Generation:
                 tuple(Alternate(a.first, tuple(g.token for g in a.guesses)) for a in alternates) or None,
                 wire_pace if wire_pace != self._told else None,
             )
-            self._told, self._told_exhausted = wire_pace, False
+            self._told = wire_pace
+            # Alternates alone do not take back that no more hints come.
+            self._told_exhausted = self._told_exhausted and not hints
             commands.append(Send(draft))
         if self._waited_for(self._told) and not self._may_guess():
             commands += self._send_exhausted()

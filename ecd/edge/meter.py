@@ -34,6 +34,7 @@ class Meter:
     step_s: float | None = None
     token_s: float | None = None
     max_verify: int = FIRST_MAX_VERIFY
+    alone: bool = True
 
     def drafted(self, seconds: float) -> None:
         """A forward of the draft model brought a guess for each line it was asked for."""
@@ -55,8 +56,11 @@ class Meter:
             ):
                 self.token_s = token_ms / 1000
         match load:
-            case {"max_verify": int() as max_verify} if 1 <= max_verify <= 1024:
+            case {"max_verify": int() as max_verify} if 0 <= max_verify <= 1024:
                 self.max_verify = max_verify
+        match load:
+            case {"running": int() as running}:
+                self.alone = running <= 1
 
     @property
     def conditions(self) -> Conditions | None:
@@ -64,4 +68,4 @@ class Meter:
         if self.rtt_s is None or self.draft_s is None or self.step_s is None:
             return None
         token_s = FIRST_SLOPE * self.step_s if self.token_s is None else self.token_s
-        return Conditions(self.rtt_s, self.jitter_s, self.draft_s, self.step_s, token_s)
+        return Conditions(self.rtt_s, self.jitter_s, self.draft_s, self.step_s, token_s, self.alone)

@@ -46,7 +46,8 @@ class Objective(StrEnum):
 class Conditions:
     """What was measured, in seconds.
 
-    draft_s: one guess. step_s: a target forward without hints, token_s: what each hint adds to it.
+    draft_s: one guess. step_s: a target forward without hints, token_s: what each hint adds to it. `alone`:
+    whether no other session shares the target's forwards.
     """
 
     rtt_s: float
@@ -54,6 +55,7 @@ class Conditions:
     draft_s: float
     step_s: float
     token_s: float
+    alone: bool = True
 
     def forward_s(self, hints: int) -> float:
         """A target forward that verifies so many hints."""
@@ -168,7 +170,8 @@ def best_pace(
         *(
             (forecast(conditions, survival, gather, patience_s, max_verify), gather, patience_s)
             for gather in GATHERS
-            if gather <= max_verify
+            # Whoever is waited for while others go on misses a whole step.
+            if gather <= max_verify and (conditions.alone or objective is Objective.COST)
             for patience_s in [
                 math.inf
                 if objective is Objective.COST
@@ -188,7 +191,8 @@ def best_pace(
             chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
         case Objective.COST:
             rounds = max(
-                rounds_forecast(conditions, survival, k).tokens_per_s for k in GATHERS if k <= max_verify
+                (rounds_forecast(conditions, survival, k).tokens_per_s for k in GATHERS if k <= max_verify),
+                default=0.0,
             )
             quick = [c for c in choices if c[0].tokens_per_s > WORTH_IT * rounds] or choices
             chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
@@ -336,4 +340,5 @@ def _coarse(conditions: Conditions) -> Conditions:
         max(1e-4, rounded(conditions.draft_s)),
         max(1e-5, rounded(conditions.step_s)),
         rounded(conditions.token_s),
+        conditions.alone,
     )

@@ -68,6 +68,7 @@ class EdgeService:
         self._ids = itertools.count(1)
         self._by_stream: dict[int, Answer] = {}
         self._to_release: list[int] = []
+        self._to_steer: list[Answer] = []
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
@@ -282,8 +283,8 @@ class EdgeService:
                             f"token id {max(message.ids)} is not in the vocabulary of {self._n_vocab}"
                         )
                     self._measure(answer, message)
-                    received = answer.generation.receive(message, self.meter.conditions, monotonic())
-                    self._perform(answer, received)
+                    self._perform(answer, answer.generation.receive(message, monotonic()))
+                    self._steer_soon(answer)
                 except ProtocolError as e:
                     log.error("the cloud broke the protocol: %s", e)
                     if self.uplink.link is not None:
@@ -300,6 +301,19 @@ class EdgeService:
                     self._end(answer, RemoteError(message.code, readable(message.message)))
             case _:
                 log.debug("ignored %s", type(message).__name__)
+
+    def _steer_soon(self, answer: Answer) -> None:
+        if not self._to_steer:
+            # In the next turn of the loop clients get what has come; they are not to wait for this.
+            self._loop.call_soon(self._loop.call_soon, self._steer)
+        self._to_steer.append(answer)
+
+    def _steer(self) -> None:
+        answers, self._to_steer = self._to_steer, []
+        for answer in answers:
+            if answer.id in self.answers:
+                self._perform(answer, answer.generation.steer(self.meter.conditions, monotonic()))
+        self._draft_wanted.set()
 
     def _measure(self, answer: Answer, message: Tokens) -> None:
         # The first step has read a piece of the prompt.

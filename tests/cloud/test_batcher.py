@@ -128,6 +128,23 @@ def test_patient_sessions_sit_out_until_their_time() -> None:
     assert [w.key for w in b.plan(10.0)] == [1, 3]
 
 
+def test_a_step_takes_along_those_whose_patience_ends_before_it_does() -> None:
+    b = batcher()
+    for key, patience_us in ((1, 0), (2, 500_000), (3, 3_000_000)):
+        b.add(key, session(patience_us=patience_us))
+    steps = StepResult({key: judged(7) for key in (1, 2, 3)}, batch_tokens=3, batch_sessions=3)
+    b.apply(steps, 1.0, 10.0)
+    assert [work.key for work in b.plan(10.0)] == [1, 2], "a step takes 1 s, and 3 would wait for longer"
+
+
+def test_looking_for_work_in_vain_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = batcher()
+    b.add(1, session(patience_us=500_000))
+    b.apply(StepResult({1: judged(7)}, batch_tokens=1, batch_sessions=1), 1.0, 10.0)
+    monkeypatch.setattr(b, "depth", None)
+    assert b.plan(10.0) == []
+
+
 def test_the_timer_is_the_first_patient_session() -> None:
     b = batcher()
     assert b.next_timer() is None

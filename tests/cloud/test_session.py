@@ -1,6 +1,7 @@
 """One session in the cloud: what may be hinted, what is committed and when the text ends."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,6 +154,20 @@ def test_a_confidence_that_is_not_one_for_each_drops_the_hints(confidence: bytes
     session = opened()
     session.hint(Draft(1, 3, 3, (1, 2), confidence))
     assert (taken(session), session.invalid_hints) == ([], 2)
+
+
+def test_under_the_rejection_rule_no_hint_counts_by_what_it_leads_to() -> None:
+    chances = []
+    for confidence in (b"\xff\x01", b"\x80\xff"):
+        session = opened(sampling={"rule": "rejection", "temperature": 1.0})
+        commit(session, 7)
+        q = (HintWeights((5, 6), b"\xff\xff"),) * 2
+        session.hint(
+            replace(draft(len(session.tokens), len(session.tokens), 5, 6, q=q), confidence=confidence)
+        )
+        chances.append(session.hinted(9).chances)
+    assert len(chances[0]) == 2
+    assert chances[0] == chances[1]
 
 
 def test_confidence_is_corrected_by_what_becomes_of_the_hints() -> None:

@@ -247,7 +247,8 @@ class World:
         self.meter.rtt_s, self.meter.jitter_s = self.around.rtt_s, self.around.rtt_s * self.around.jitter / 2
         self.meter.told(self.batcher.load())
         self.forwards += 1
-        self.perform(self.g.receive(message, self.meter.conditions, self.now))
+        self.perform(self.g.receive(message, self.now))
+        self.perform(self.g.steer(self.meter.conditions, self.now))
 
     # -- the cloud
 

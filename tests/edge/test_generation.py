@@ -85,7 +85,8 @@ class Talk:
         self, *ids: int, accepted: int = 0, finish: Finish = Finish.NONE, **changes: Any
     ) -> list[Command]:
         message = Tokens(self.g.stream, len(self.g.tokens), ids, accepted, accepted, 900, finish)
-        return self.g.receive(replace(message, **changes), self.conditions, self.now)
+        received = self.g.receive(replace(message, **changes), self.now)
+        return [*received, *self.g.steer(self.conditions, self.now)]
 
     def at(self, now: float) -> "Talk":
         self.now = now
@@ -139,10 +140,13 @@ def test_without_a_drafter_the_cloud_is_not_asked_to_wait(changes: dict[str, Any
     assert opening(Talk(**changes).open()).pace == WirePace(0, 1)
 
 
-def test_the_controllers_pace_goes_with_the_opening() -> None:
-    assert opening(Talk(pace=Pace(16, gather=3, patience_s=0.25)).open()).pace == WirePace(250_000, 3)
-    assert opening(Talk(pace=Pace(16, 2, math.inf)).open()).pace == WirePace(MAX_PATIENCE_US, 2)
-    assert opening(Talk().open()).pace == WirePace(0, 1), "before anything is measured"
+def test_nobody_waits_for_an_edge_that_still_reads_the_prompt() -> None:
+    talk = Talk(pace=Pace(16, gather=2, patience_s=math.inf))
+    assert opening(talk.open()).pace == WirePace(0, 1)
+    assert [draft.pace for draft in drafts(talk.draft(1, 2))] == [WirePace(MAX_PATIENCE_US, 2)]
+    talk.g.lost()
+    again = talk.open(stream=2)
+    assert opening(again[:1]).pace == WirePace(MAX_PATIENCE_US, 2), "it has drafted before"
 
 
 def test_guesses_drafted_before_the_link_was_there_go_with_the_opening() -> None:
@@ -393,7 +397,7 @@ def test_after_a_fork_hints_go_as_ever() -> None:
 def test_a_changed_pace_goes_with_the_next_hints_once() -> None:
     talk = Talk(pace=Pace(16, gather=1, patience_s=0.5))
     talk.open()
-    assert [draft.pace for draft in drafts(talk.draft(1))] == [None]
+    assert [draft.pace for draft in drafts(talk.draft(1))] == [WirePace(500_000, 1)]
     talk.pacer.says = Pace(16, gather=2, patience_s=0.5)
     talk.commit(1, accepted=1)
     assert [draft.pace for draft in drafts(talk.draft(2, 3))] == [WirePace(500_000, 2)]
