@@ -4,6 +4,7 @@ Owns the choice between the two, per task. It knows neither engines nor how acce
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import Drafter, DraftTask
@@ -13,6 +14,45 @@ from ecd.sampling import Guess
 
 # What a draft model's guesses are taken to be worth before the first of them is settled.
 UNKNOWN_MEAN = 0.7
+# A copy may be so much less likely to come true than the model's guess, however slow the model is.
+MOST_MARGIN = 0.08
+# Of a slot's own record of copies: what the edge's counts for, over how many it fades, and how many may wait.
+EDGE_WEIGHT, MEMORY, MOST_PENDING = 4.0, 16.0, 64
+
+
+@dataclass(slots=True)
+class _Copies:
+    """What became of the copies that one slot's text offered, taken or not.
+
+    A copy is kept with the number of committed tokens then and the guesses between them and it: only if those
+    came true did it have its chance.
+    """
+
+    pending: list[tuple[int, Sequence[int], int]] = field(default_factory=list)
+    settled: float = 0.0
+    right: float = 0.0
+
+    def settle(self, task: DraftTask) -> None:
+        """The task tells more committed tokens."""
+        waiting = []
+        for copy in self.pending:
+            start, between, token = copy
+            position = start + len(between)
+            if position >= task.committed:
+                waiting.append(copy)
+            elif list(task.context[start:position]) == between:
+                self.settled += 1 - self.settled / MEMORY
+                self.right += (task.context[position] == token) - self.right / MEMORY
+        self.pending = waiting
+
+    def offer(self, task: DraftTask, token: int) -> None:
+        """`token` would be copied behind the task's context."""
+        self.pending.append((task.committed, list(task.context[task.committed :]), token))
+        del self.pending[:-MOST_PENDING]
+
+    def rate(self, edge: float) -> float:
+        """The chance of a copy here, where it is `edge` for all answers of the edge."""
+        return (self.right + EDGE_WEIGHT * edge) / (self.settled + EDGE_WEIGHT)
 
 
 class CombinedDrafter:
@@ -26,34 +66,43 @@ class CombinedDrafter:
         self._lookup = lookup
         self._acceptance = acceptance
         self._meter = meter
+        self._copies = [_Copies() for _ in range(model.slots)]
 
     def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
         """A copied run, or else the model's guesses, all of them from one call."""
         runs = self._lookup.draft(tasks)
-        asked = [i for i, task in enumerate(tasks) if task.model and not self._worth(runs[i])]
+        for task, run in zip(tasks, runs, strict=True):
+            if task.branch == 0:
+                self._copies[task.slot].settle(task)
+                if run:
+                    self._copies[task.slot].offer(task, run[0].token)
+        asked = [i for i, task in enumerate(tasks) if task.model and not self._worth(task, runs[i])]
         if asked:
             for index, guesses in zip(asked, self._model.draft([tasks[i] for i in asked]), strict=True):
                 runs[index] = guesses
         return runs
 
-    def _worth(self, run: tuple[Guess, ...]) -> bool:
+    def _worth(self, task: DraftTask, run: tuple[Guess, ...]) -> bool:
         """Whether copying gains more than asking the model.
 
         A right guess saves one target step; a wrong one makes those behind it worthless and new ones arrive a
         round trip later. So a copied guess with chance r gains r * step - (1 - r) * rtt, and the model's,
         with chance m, costs a draft on top: copying gains more when r >= m - draft / (step + rtt).
+        At most MOST_MARGIN is given: the draft runs beside the step and seldom costs all of its time.
         """
         if not run:
             return False
         mean, conditions = self._acceptance.mean("model"), self._meter.conditions
         margin = conditions.draft_s / (conditions.step_s + conditions.rtt_s) if conditions else 0.0
-        least = (UNKNOWN_MEAN if mean is None else mean) - margin
-        return self._acceptance.rate("lookup", run[0].confidence) >= least
+        least = (UNKNOWN_MEAN if mean is None else mean) - min(margin, MOST_MARGIN)
+        edge = self._acceptance.rate("lookup", run[0].confidence)
+        return self._copies[task.slot].rate(edge) >= least
 
     def release(self, slot: int) -> None:
         """Forgets what the slot held."""
         self._model.release(slot)
         self._lookup.release(slot)
+        self._copies[slot] = _Copies()
 
     def close(self) -> None:
         """Frees the engine."""

@@ -47,7 +47,7 @@ def task(context: list[int], *, slot: int = 0, model: bool = True) -> DraftTask:
 
 def learn(acceptance: Acceptance, drafter: str, sure: float, share: float) -> None:
     for index in range(200):
-        acceptance.settle(drafter, sure, index % 10 < share * 10)
+        acceptance.settle(drafter, sure, index % 20 < share * 20)
 
 
 def tokens(runs: list[tuple[Guess, ...]]) -> list[list[int]]:
@@ -71,16 +71,49 @@ def test_a_copied_run_that_seldom_comes_true_is_left() -> None:
 
 @pytest.mark.parametrize(
     ("draft_s", "step_s", "rtt_s", "copies"),
-    [(0.010, 0.040, 0.000, False), (0.030, 0.040, 0.000, True), (0.030, 0.040, 0.060, False)],
+    [(0.001, 0.040, 0.000, False), (0.004, 0.040, 0.000, True), (0.004, 0.040, 0.200, False)],
 )
 def test_a_slow_model_is_spared_and_a_long_way_makes_an_error_dearer(
     draft_s: float, step_s: float, rtt_s: float, copies: bool
 ) -> None:
-    # Copied runs come true 0.4 less often: copying must save that much of step and round trip.
+    # Copied runs come true 0.05 less often: copying must save that much of step and round trip.
     combined, _, acceptance = system(Meter(rtt_s, 0.0, draft_s, step_s))
     learn(acceptance, "model", 0.9, 0.8)
-    learn(acceptance, "lookup", confidence(3), 0.4)
+    learn(acceptance, "lookup", confidence(3), 0.75)
     assert (tokens(combined.draft([task(COPIED)])) == [[4, 5]]) == copies
+
+
+def test_however_slow_the_model_is_copies_that_seldom_come_true_are_left() -> None:
+    combined, _, acceptance = system(Meter(0.0, 0.0, 0.04, 0.04))
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.6)
+    assert tokens(combined.draft([task(COPIED)])) == [[99]]
+
+
+def test_an_answer_learns_what_copies_are_worth_in_it() -> None:
+    combined, _, acceptance = system()
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.9)
+    text = list(COPIED)
+    for new in range(10, 16):
+        # Each time 4 would be copied, and something else comes.
+        combined.draft([task(text)])
+        text = [*text, new, 1, 2, 3]
+    assert tokens(combined.draft([task(text)])) == [[99]]
+    assert tokens(combined.draft([task(COPIED, slot=1)])) == [[4, 5]], "another answer has its own record"
+    combined.release(0)
+    assert tokens(combined.draft([task(COPIED)])) == [[4, 5]], "and so has the next one in the slot"
+
+
+def test_a_copy_behind_a_wrong_guess_does_not_count() -> None:
+    combined, _, acceptance = system()
+    learn(acceptance, "model", 0.9, 0.8)
+    learn(acceptance, "lookup", confidence(3), 0.9)
+    text = list(COPIED)
+    for new in range(10, 30):
+        guessed = DraftTask(0, 0, [*text, 4], 1, len(text), Sampling(), 2)
+        assert tokens(combined.draft([guessed])) == [[5, 6]]
+        text = [*text, new, 1, 2, 3]
 
 
 def test_all_that_need_the_model_go_in_one_call() -> None:
