@@ -17,6 +17,7 @@ import click
 from ecd.lab.capacity import capacity
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.overhead import overhead
+from ecd.lab.pace import pace
 from ecd.lab.page import AGAINST_BEST, COLUMNS, check_matplotlib, page, text_table
 from ecd.lab.pair import WRONG, Pair, real_pair, replayed_pair
 from ecd.lab.peers import peers
@@ -36,6 +37,7 @@ def bench() -> None:
 
 
 bench.add_command(record)
+bench.add_command(pace)
 bench.add_command(overhead)
 bench.add_command(capacity)
 bench.add_command(peers)
