@@ -2,4 +2,6 @@
 
 from ecd.cli import main
 
-main()
+# An engine may start processes that import this module again.
+if __name__ == "__main__":
+    main()

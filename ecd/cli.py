@@ -11,26 +11,71 @@ from ecd import __version__
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.errors import BadRequest
 from ecd.lab.plan import plan
-from ecd.models.cli import models
-from ecd.options import parse_bias, prompt_text, run_program, sampling_options
+from ecd.models.cli import model_names, models
+from ecd.options import (
+    EXIT_INTERRUPTED,
+    EXIT_STATUS,
+    HELP_WIDTH,
+    json_map,
+    output_options,
+    parse_bias,
+    prompt_text,
+    run_program,
+    sampling_options,
+    template_option,
+)
+from ecd.terminal.completion import completion
 
 # Engines are imported by the commands that need them, so that `ecd --help` and `ecd models` answer at once.
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+    epilog=f"""\b
+Examples:
+  ecd models get smollm2-135m smollm2-135m-draft
+  ecd cloud --model smollm2-135m --listen 127.0.0.1:7040
+  ecd edge --model smollm2-135m-draft --cloud 127.0.0.1:7040
+  ecd edge --check --config edge.yaml
+  ecd plan --rtt 20,100 --socket /run/ecd/edge.sock
+
+{EXIT_STATUS}
+\b
+Signals, for `ecd cloud` and `ecd edge`:
+  SIGTERM  drains: running answers finish within `drain_s`, nothing new starts
+  SIGINT   ends what runs; a second signal ends at once, with {EXIT_INTERRUPTED}
+
+\b
+Environment:
+  ECD_MODELS       where models are kept; default ecd/models in XDG_CACHE_HOME
+                   or ~/.cache
+  ECD_MODELS_FROM  a folder with published model files, tried first
+  XDG_RUNTIME_DIR  has ecd/edge.sock and ecd/cloud.sock; without it they are
+                   in /tmp/ecd-UID
+
+`ecd COMMAND --help` tells more about each command, `ecd completion --help` how a shell completes them.
+""",
+)
 @click.version_option(__version__, prog_name="ecd")
 def cli() -> None:
-    """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud."""
+    """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
+
+    `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
+    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    """
 
 
 cli.add_command(models)
 cli.add_command(plan)
+cli.add_command(completion)
 
 _config = click.option(
     "--config", "file", type=click.Path(path_type=Path), help="YAML file with settings; flags override it."
 )
 _check = click.option("--check", is_flag=True, help="Validate the settings and exit.")
-_model = click.option("--model", help="Path of a GGUF file, or a name from `ecd models list`.")
+_model = click.option(
+    "--model", shell_complete=model_names, help="Path of a GGUF file, or a name from `ecd models list`."
+)
 _threads = click.option("--threads", type=int, help="Threads of the engine.  [default: 1]")
 _socket = click.option("--socket", type=click.Path(path_type=Path), help="Where the control socket lies.")
 _sessions = click.option("--sessions", type=int, help="Sessions at once.  [default: 8]")
@@ -38,7 +83,15 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
 
 
 @cli.command()
-@_model
+@click.option(
+    "--model",
+    shell_complete=model_names,
+    help="A name from `ecd models list`, or a path: a GGUF file, for vLLM a folder.",
+)
+@click.option(
+    "--engine", type=click.Choice(["llama", "vllm"]), help="What the target runs on.  [default: llama]"
+)
+@click.option("--engine-args", metavar="JSON", callback=json_map, help="Arguments of vLLM's engine, by name.")
 @click.option("--listen", metavar="HOST:PORT", help="Where edges connect.  [default: 127.0.0.1:7040]")
 @_threads
 @_socket
@@ -51,7 +104,16 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
 @_config
 @_check
 def cloud(file: Path | None, check: bool, **flags: Any) -> None:
-    """Serve the target model to edges."""
+    """Serve the target model to edges.
+
+    Runs until a signal ends it, and is ready when it logs `ready:`. Flags go over the file of --config, which
+    has more settings; README.md lists them.
+
+    \b
+    Examples:
+      ecd cloud --model smollm2-135m --listen 127.0.0.1:7040
+      ecd cloud --engine vllm --model Qwen/Qwen3-8B --sessions 64
+    """
     config = load_config(CloudConfig, file, flags)
     if check:
         click.echo("settings are valid")
@@ -77,10 +139,28 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
 @click.option(
     "--lookup/--no-lookup", default=None, help="Hint text copied from prompt and answer.  [default: on]"
 )
+@click.option(
+    "--http",
+    "http__listen",
+    metavar="HOST:PORT",
+    help="Where the OpenAI-compatible API listens.  [default: 127.0.0.1:8082]",
+)
+@click.option(
+    "--no-http", "http", is_flag=True, flag_value=False, default=None, help="No HTTP, whatever else is set."
+)
 @_config
 @_check
 def edge(file: Path | None, check: bool, **flags: Any) -> None:
-    """Draft beside the user, and serve local programs."""
+    """Draft beside the user, and serve local programs.
+
+    Runs until a signal ends it. It connects to the cloud, again and again if need be; `ecdctl status` says
+    how the link is. Flags go over the file of --config, which has more settings; README.md lists them.
+
+    \b
+    Examples:
+      ecd edge --model smollm2-135m-draft --cloud 127.0.0.1:7040
+      ecd edge --config /etc/ecd/edge.yaml --objective latency
+    """
     config = load_config(EdgeConfig, file, flags)
     if check:
         click.echo("settings are valid")
@@ -93,10 +173,15 @@ def edge(file: Path | None, check: bool, **flags: Any) -> None:
 @cli.command()
 @click.argument("prompt")
 @click.option(
-    "--model", required=True, help="The target: path of a GGUF file, or a name from `ecd models list`."
+    "--model",
+    required=True,
+    shell_complete=model_names,
+    help="The target: path of a GGUF file, or a name from `ecd models list`.",
 )
-@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True, help="Threads of the engine.")
 @sampling_options
+@template_option
+@output_options
 def oracle(
     prompt: str,
     model: str,
@@ -109,11 +194,19 @@ def oracle(
     chat: bool,
     as_json: bool,
     logit_bias: tuple[str, ...],
+    logprobs: int | None,
     **shaping: Any,
 ) -> None:
-    """What the target alone answers, by the same rules. PROMPT `-` reads standard input."""
+    """What the target alone answers, by the same rules. PROMPT `-` reads standard input.
+
+    One process without drafts and without a network: the text that an edge must give for the same options.
+
+    \b
+    Example:
+      ecd oracle --model smollm2-135m --temperature 0.8 --seed 7 "Name a colour."
+    """
     from ecd.engine.llama import LlamaModel
-    from ecd.models.fetch import resolve
+    from ecd.models.forms import gguf_file
     from ecd.oracle import generate
     from ecd.prompt import prompt_tokens
     from ecd.sampling import Sampling
@@ -122,7 +215,7 @@ def oracle(
         seed = random.SystemRandom().getrandbits(32)
     biases = tuple(parse_bias(logit_bias))
     sampling = Sampling.of(mode, temperature, seed=seed, logit_bias=biases, **shaping)
-    target = LlamaModel(resolve(model))
+    target = LlamaModel(gguf_file(model))
     ids = prompt_tokens(target, prompt_text(prompt), chat=chat)
     answer = generate(
         target,
@@ -132,6 +225,7 @@ def oracle(
         stop=stop,
         threads=threads,
         on_text=lambda text: None if as_json else click.echo(text, nl=False),
+        logprobs=logprobs,
     )
     if not as_json:
         click.echo()
@@ -142,6 +236,7 @@ def oracle(
         "token_ids": answer.token_ids,
         "prompt_token_ids": ids,
         "origins": ["target"] * len(answer.token_ids),
+        **({} if answer.logprobs is None else {"logprobs": [each.to_map() for each in answer.logprobs]}),
         "finish_reason": answer.finish_reason,
         "seed": seed,
         "sampling": sampling.to_map(),
@@ -158,17 +253,27 @@ def oracle(
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
-@click.option("--model", required=True, help="The target that the run was made with.")
-@click.option("--threads", type=int, default=1, show_default=True)
+@click.option(
+    "--model", required=True, shell_complete=model_names, help="The target that the run was made with."
+)
+@click.option("--threads", type=int, default=1, show_default=True, help="Threads of the engine.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=None, help="In logits.  [default: 0.25]")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with a map for each token.")
 @click.pass_context
 def check(
     context: click.Context, run: Path, model: str, threads: int, tolerance: float | None, as_json: bool
 ) -> None:
-    """Check a run's JSON token by token against the target; exit code 1 if a token is out of tolerance."""
+    """Check a run token by token against the target.
+
+    RUN is a file that `ecdctl run --json` or `ecd oracle --json` printed, `-` for standard input. Exit status
+    1 also says that a token is out of tolerance.
+
+    \b
+    Example:
+      ecdctl run --json "Name a colour." | ecd check --model smollm2-135m -
+    """
     from ecd.engine.llama import LlamaModel
-    from ecd.models.fetch import resolve
+    from ecd.models.forms import gguf_file
     from ecd.oracle import TOLERANCE
     from ecd.oracle import check as check_run
 
@@ -177,7 +282,7 @@ def check(
     except (ValueError, OSError) as e:
         raise BadRequest(f"{run} is not the JSON of a run: {e}") from None
     report = check_run(
-        LlamaModel(resolve(model)),
+        LlamaModel(gguf_file(model)),
         given,
         tolerance=TOLERANCE if tolerance is None else tolerance,
         threads=threads,

@@ -6,11 +6,20 @@ Owns names, units (in the names), defaults and ranges. README.md and docs/ARCHIT
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, assert_never, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
 
 
@@ -52,6 +61,8 @@ def _address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+# What an HTTP header can carry.
+ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
 PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -112,7 +123,7 @@ class CloudConfig(Daemon):
     """Settings of `ecd cloud`.
 
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
-    `max_verify` of them, fewer where more would not pay.
+    `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -124,11 +135,52 @@ class CloudConfig(Daemon):
     max_ahead: int = Field(default=64, ge=1, le=1024)
     max_streams: int = Field(default=256, ge=1)
     stable: bool = False
+    engine: Literal["llama", "vllm"] = "llama"
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     drain_s: Seconds = 60.0
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
         _check_secure(split_address(self.listen)[0], "listen", self.insecure)
+        match self.engine:
+            case "llama":
+                if self.engine_args:
+                    raise ValueError("engine_args are for `engine: vllm`; set that, or leave them out")
+            case "vllm":
+                for name in ("threads", "stable"):
+                    if name in self.model_fields_set:
+                        raise ValueError(
+                            f"{name} is for `engine: llama` and means nothing to vLLM; leave it out"
+                        )
+                if reason := refusal(self.engine_args):
+                    raise ValueError(reason)
+            case other:
+                assert_never(other)
+        return self
+
+
+class Http(BaseModel):
+    """The edge's HTTP API: where it listens, over TCP and at a Unix socket, and who may use it.
+
+    With `api_keys` a program must show one of them. Pages of `cors_origins` may use it from a browser.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    listen: Address | None = "127.0.0.1:8082"
+    socket: Path | None = None
+    api_keys: list[ApiKey] = Field(default_factory=list)
+    cors_origins: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Http":
+        if self.listen is None and self.socket is None:
+            raise ValueError("listen and socket are both null; name one, or set `http: null`")
+        if self.listen and not self.api_keys and not is_loopback(split_address(self.listen)[0]):
+            raise ValueError(
+                f"listen {self.listen} can be reached from other machines; set `api_keys`, "
+                "or listen on 127.0.0.1"
+            )
         return self
 
 
@@ -137,7 +189,7 @@ class EdgeConfig(Daemon):
 
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
-    guesses.
+    guesses. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -150,6 +202,7 @@ class EdgeConfig(Daemon):
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     lookup: bool = True
     link_wait_s: Seconds = 60.0
+    http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0
 
@@ -166,7 +219,7 @@ C = TypeVar("C", CloudConfig, EdgeConfig)
 
 
 def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
-    """Settings from a YAML file with flags (those not None) over it.
+    """Settings from a YAML file with flags (those not None) over it; `http__listen` is `listen` of `http`.
 
     Raises ConfigError that names the file and the path of each key that is wrong.
     """
@@ -181,7 +234,13 @@ def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
         settings = {} if loaded is None else loaded
         if not isinstance(settings, dict):
             raise ConfigError(f"{file} must hold settings by name, not a {type(settings).__name__}")
-    settings = settings | {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name in [name for name in given if "__" in name]:
+        (section, key), value = name.split("__"), given.pop(name)
+        there = settings.get(section) or {}
+        if isinstance(there, dict):
+            settings = settings | {section: there | {key: value}}
+    settings = settings | given
     try:
         return kind.model_validate(settings)
     except ValidationError as e:
@@ -195,7 +254,8 @@ def _problem(error: Any, kind: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             for name in error["loc"][:-1]:
-                kind = kind.model_fields[name].annotation
+                annotation = kind.model_fields[name].annotation
+                kind = next(iter(get_args(annotation)), annotation)
             return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
         case "missing":
             return f"{path} is missing; set it in the file or with --{path.replace('_', '-')}"

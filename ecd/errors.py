@@ -27,6 +27,7 @@ class Code(IntEnum):
     INTERNAL = 14
     SLOW_READER = 15
     UNAVAILABLE = 16
+    ENGINE_RESTARTED = 17
 
 
 class EcdError(Exception):
@@ -75,6 +76,12 @@ class EngineError(EcdError):
     """The inference engine failed while running."""
 
     code = Code.ENGINE
+
+
+class EngineLost(EngineError):
+    """The engine failed as a whole and is being started again; what is committed can be gone on from."""
+
+    code = Code.ENGINE_RESTARTED
 
 
 class ProtocolError(EcdError):

@@ -1,5 +1,9 @@
-"""Command-line options that `ecdctl run` and `ecd oracle` share, and how both programs end on an error."""
+"""Command-line options that several commands of `ecd` and `ecdctl` share, and how both programs end.
 
+Owns what the options are as arguments of the control socket's `run`, and the exit codes. Knows no command.
+"""
+
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -8,13 +12,36 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from ecd.errors import EcdError
+from ecd.logprobs import MAX_TOP
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+HELP_WIDTH = 100
+
 EXIT_ERROR = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-_SAMPLING: tuple[Callable[[Any], Any], ...] = (
+# Under every program's help; click takes \b for a paragraph whose lines stay as they are.
+EXIT_STATUS = f"""\b
+Exit status:
+  0    done
+  {EXIT_ERROR}    an error; stderr has one line that says what failed and what to do
+  {EXIT_USAGE}    wrong usage of a command or an option
+  {EXIT_INTERRUPTED}  interrupted by Ctrl-C
+"""
+
+
+def _with_json(context: click.Context, option: click.Parameter, count: int | None) -> int | None:
+    # --json is eager, so that it is known here wherever it stands.
+    if count is not None and not context.params["as_json"]:
+        raise click.UsageError("--logprobs are printed with --json only; give both")
+    return count
+
+
+Option = Callable[[Any], Any]
+
+_SAMPLING: tuple[Option, ...] = (
     click.option(
         "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token."
     ),
@@ -35,7 +62,13 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
         default=None,
         help="Same seed, same text. Drawn and told when not given.",
     ),
-    click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="The answer is cut after so many.",
+    ),
     click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable."),
     click.option(
         "--mode",
@@ -44,18 +77,92 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="exact: greedy at temperature 0, coupled above it.",
     ),
+)
+
+_PACING: tuple[Option, ...] = (
     click.option(
-        "--chat/--raw", "chat", default=True, help="Use the model's chat template, or the text as it is."
+        "--draft/--no-draft", default=True, help="Without drafts it is plain streaming from the cloud."
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text."),
+    click.option(
+        "--objective",
+        type=click.Choice(["latency", "balanced", "cost"]),
+        default=None,
+        help="What to pace for.  [default: the edge's]",
+    ),
+    click.option(
+        "--patience-ms", type=float, default=None, help="How long the cloud may hold a step back for hints."
+    ),
+    click.option(
+        "--rounds",
+        type=click.IntRange(1, 64),
+        default=None,
+        help="Strict draft-verify rounds of so many hints.",
+    ),
+)
+
+_OUTPUT: tuple[Option, ...] = (
+    click.option(
+        "--logprobs",
+        type=click.IntRange(0, MAX_TOP),
+        default=None,
+        metavar="N",
+        callback=_with_json,
+        help="Also each token's log-probability and those of the N most likely, 0 to 20; with --json.",
+    ),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        help="Print one JSON object at the end instead of text.",
+    ),
+)
+
+
+template_option = click.option(
+    "--chat/--raw", "chat", default=True, help="Use the model's chat template, or the text as it is."
 )
 
 
 def sampling_options(command: Command) -> Command:
-    """Adds the options that decide the answer and how it is printed."""
-    for option in reversed(_SAMPLING):
+    """Adds the options that decide the text."""
+    return _with(_SAMPLING, command)
+
+
+def pacing_options(command: Command) -> Command:
+    """Adds the options that decide how fast it comes and what it costs."""
+    return _with(_PACING, command)
+
+
+def output_options(command: Command) -> Command:
+    """Adds the options that decide how one answer is printed."""
+    return _with(_OUTPUT, command)
+
+
+def _with(options: tuple[Option, ...], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def run_arguments(
+    *,
+    logit_bias: tuple[str, ...],
+    stop: tuple[str, ...],
+    patience_ms: float | None,
+    rounds: int | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Sampling and pacing options as arguments of the control socket's `run`; raises click's usage error."""
+    args = {
+        **others,
+        "logit_bias": parse_bias(logit_bias),
+        "stop": list(stop),
+        "patience_ms": patience_ms,
+    }
+    if rounds is not None:
+        args |= {"patience_ms": "rounds", "hint_tokens": rounds, "ahead_tokens": rounds}
+    return args
 
 
 def parse_bias(pairs: tuple[str, ...]) -> list[tuple[int, float]]:
@@ -68,6 +175,19 @@ def parse_bias(pairs: tuple[str, ...]) -> list[tuple[int, float]]:
         except ValueError:
             raise click.BadParameter(f"{pair!r} is not ID=BIAS", param_hint="--logit-bias") from None
     return biases
+
+
+def json_map(context: click.Context, option: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    """Click callback for a map written as JSON."""
+    if text is None:
+        return None
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise click.BadParameter(f"{text!r} is not a JSON object; for example '{{\"max_model_len\": 8192}}'")
+    return given
 
 
 def prompt_text(prompt: str) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS, next_piece
 from ecd.errors import BadRequest, ContextOverflow
+from ecd.logprobs import TokenLogprobs, check_top, token_logprobs
 from ecd.sampling import Rule, Sampling, agreement_gap, choose, loosened
 from ecd.text import TextStream, check_stop
 
@@ -25,11 +26,12 @@ SMALLEST_GAP = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class OracleAnswer:
-    """What the target alone says."""
+    """What the target alone says; `logprobs` one for each token, where asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 def generate(
@@ -41,14 +43,22 @@ def generate(
     stop: tuple[str, ...],
     threads: int,
     on_text: Callable[[str], None] = lambda text: None,
+    logprobs: int | None = None,
 ) -> OracleAnswer:
-    """Generates an answer with the target alone. `on_text` gets pieces as they come."""
+    """Generates an answer with the target alone. `on_text` gets pieces as they come.
+
+    logprobs: how many of the most likely tokens to tell with each token, None for no logprobs at all.
+    """
     sampling.check_vocabulary(model.n_vocab)
     check_stop(stop)
+    check_top(logprobs)
+    told: list[TokenLogprobs] = []
     tokens, text, finish = list(prompt), TextStream(stop), ""
     for row in _rows(model, tokens, len(prompt), len(prompt) + max_tokens, threads):
         token = choose(row, sampling, len(tokens), tokens, len(prompt))
         tokens.append(token)
+        if logprobs is not None:
+            told.append(token_logprobs(row, token, logprobs))
         full = len(tokens) - len(prompt) == max_tokens
         on_text(text.feed(model.piece(token), last=full or token in model.eog))
         if token in model.eog or text.stopped:
@@ -57,7 +67,8 @@ def generate(
             finish = "length"
         if finish:
             break
-    return OracleAnswer(text.text, tuple(tokens[len(prompt) :]), finish)
+    answer = tuple(tokens[len(prompt) :])
+    return OracleAnswer(text.text, answer, finish, None if logprobs is None else tuple(told))
 
 
 def _rows(

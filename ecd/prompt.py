@@ -3,11 +3,12 @@
 Used alike by the edge and the oracle, so that both start from the same ids.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ecd.errors import BadRequest
@@ -61,11 +62,6 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
     def refuse(reason: str) -> None:
         raise BadRequest(f"the model's chat template refuses these messages: {reason}")
 
-    # The environment that Hugging Face's apply_chat_template sets up: templates are written against it.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     values: dict[str, Any] = {
         "messages": messages,
         "add_generation_prompt": True,
@@ -74,9 +70,20 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
         "raise_exception": refuse,
     }
     try:
-        return environment.from_string(tokenizer.chat_template).render(values)
+        return _compiled(tokenizer.chat_template).render(values)
     except TemplateError as e:
         raise BadRequest(f"the model's chat template fails on these messages: {e}") from None
+
+
+# A process has one model, or a few; compiling takes milliseconds.
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    # The environment that Hugging Face's apply_chat_template sets up: templates are written against it.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    return environment.from_string(template)
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:

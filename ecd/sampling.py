@@ -152,7 +152,8 @@ def adjust(logits: Logits, sampling: Sampling, tokens: Sequence[int], prompt_len
     for token, bias in sampling.logit_bias:
         out[token] += bias
     if sampling.repetition_penalty != 1.0 and tokens:
-        seen = np.unique(np.asarray(tokens, dtype=np.int64))
+        # Cut out as a list: a view would be read item by item.
+        seen = np.unique(np.asarray(tokens[:], dtype=np.int64))
         x = out[seen]
         out[seen] = np.where(x > 0, x / sampling.repetition_penalty, x * sampling.repetition_penalty)
     if len(tokens) > prompt_len and (sampling.presence_penalty or sampling.frequency_penalty):
@@ -174,7 +175,7 @@ def shape(logits: Logits, sampling: Sampling, tokens: Sequence[int] = (), prompt
     z = x.astype(np.float64)
     # The largest becomes 0 before the division, which then cannot overflow to two infinities.
     z = (z - z.max()) / sampling.temperature
-    ids = np.arange(len(z)) if not sampling.top_k else _largest(z, sampling.top_k)
+    ids = np.arange(len(z)) if not sampling.top_k else largest(z, sampling.top_k)
     weights = np.exp(z[ids])
     if sampling.top_p < 1:
         ids, weights = _nucleus(ids, weights, sampling.top_p)
@@ -184,7 +185,7 @@ def shape(logits: Logits, sampling: Sampling, tokens: Sequence[int] = (), prompt
     return Shaped(ids, weights / weights.sum())
 
 
-def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
     """Indices of the k largest values, largest first, equal ones by index."""
     if k < len(values):
         kth = np.partition(values, len(values) - k)[len(values) - k]
@@ -201,7 +202,7 @@ def _nucleus(
     # Sorting a whole vocabulary costs more than a draft step; the nucleus nearly always lies in the first
     # thousand.
     for k in (1024, len(weights)):
-        order = _largest(weights, k)
+        order = largest(weights, k)
         mass = np.cumsum(weights[order])
         if mass[-1] >= needed:
             break
@@ -216,11 +217,15 @@ def _mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def noise_key(seed: int, position: int, purpose: Noise) -> int:
+    """The part of `uniforms`' hash that all token ids share, 64 bits."""
+    key = _mix64((seed + _GOLDEN * purpose) & _MASK)
+    return _mix64((key + _GOLDEN * (position + 1)) & _MASK)
+
+
 def uniforms(seed: int, position: int, ids: NDArray[np.int64], purpose: Noise) -> NDArray[np.float64]:
     """One number in (0, 1) per token id: a hash of (seed, position, id, purpose), the same everywhere."""
-    key = _mix64((seed + _GOLDEN * purpose) & _MASK)
-    key = _mix64((key + _GOLDEN * (position + 1)) & _MASK)
-    x = np.uint64(key) + ids.astype(np.uint64) * np.uint64(_GOLDEN)
+    x = np.uint64(noise_key(seed, position, purpose)) + ids.astype(np.uint64) * np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
@@ -315,7 +320,7 @@ def _largest_prob(logits: Logits) -> float:
 
 def quantise(p: Shaped) -> DraftDistribution:
     """The MAX_Q_TOKENS most likely tokens with 8-bit weights; those that round to nothing are left out."""
-    order = _largest(p.probs, MAX_Q_TOKENS)
+    order = largest(p.probs, MAX_Q_TOKENS)
     weights = np.rint(p.probs[order] / p.probs[order[0]] * 255).astype(int)
     kept = weights > 0
     return DraftDistribution(tuple(p.ids[order][kept].tolist()), tuple(weights[kept].tolist()))

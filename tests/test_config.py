@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ecd.config import CloudConfig, EdgeConfig, default_socket, is_loopback, load_config, split_address
+from ecd.config import (
+    CloudConfig,
+    EdgeConfig,
+    Http,
+    default_socket,
+    is_loopback,
+    load_config,
+    split_address,
+)
 from ecd.errors import ConfigError
 
 
@@ -32,6 +40,22 @@ def test_flags_go_over_the_file_unless_they_are_not_given(tmp_path: Path) -> Non
     file = written(tmp_path, "model: m\nsessions: 3\nthreads: 2\n")
     config = load_config(CloudConfig, file, {"sessions": 5, "threads": None, "insecure": False})
     assert (config.model, config.sessions, config.threads) == ("m", 5, 2)
+
+
+def test_a_flag_for_a_section_leaves_the_rest_of_it_as_the_file_has_it(tmp_path: Path) -> None:
+    file = written(tmp_path, "model: m\nhttp:\n  api_keys: [secret]\n")
+    http = load_config(EdgeConfig, file, {"http__listen": "0.0.0.0:8082", "http": None}).http
+    assert http == Http(listen="0.0.0.0:8082", api_keys=["secret"])
+    assert load_config(EdgeConfig, file, {"http": False}).http is None
+    assert load_config(EdgeConfig, file, {"http": False, "http__listen": "0.0.0.0:8082"}).http is None
+    off = written(tmp_path, "model: m\nhttp: off\n")
+    assert load_config(EdgeConfig, off, {}).http is None
+    assert load_config(EdgeConfig, off, {"http__listen": "[::1]:1"}).http == Http(listen="[::1]:1")
+
+
+def test_http_is_on_for_this_machine_alone_unless_something_else_is_said() -> None:
+    http = load_config(EdgeConfig, None, {"model": "m"}).http
+    assert http == Http(listen="127.0.0.1:8082", socket=None, api_keys=[], cors_origins=[])
 
 
 def test_flags_alone_are_enough() -> None:
@@ -71,6 +95,11 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("model: m\ncloud: 127.0.0.1:0\n", "port 0 is no address to connect to"),
         ("model: m\nkeepalive: {silence_s: 1}\n", "silence_s must be longer than ping_interval_s"),
         ("model: m\nreconnect: {first_s: 9}\n", "longest_s must not be shorter than first_s"),
+        ("model: m\nhttp: {lissten: 1}\n", "http.lissten is no setting; known here: api_keys, cors_origins"),
+        ("model: m\nhttp: {listen: 0.0.0.0:80}\n", "can be reached from other machines; set `api_keys`"),
+        ("model: m\nhttp: {listen: null}\n", "http: listen and socket are both null"),
+        ("model: m\nhttp: {api_keys: ['']}\n", "http.api_keys.0: String should match"),
+        ("model: m\nhttp: 5\n", "http: Input should be a valid dictionary"),
         ("sessions: 3\n", "model is missing; set it in the file or with --model"),
         ("- model\n", "must hold settings by name, not a list"),
         ("just text\n", "must hold settings by name, not a str"),
@@ -130,6 +159,36 @@ def test_defaults_and_ranges_of_what_the_engine_holds() -> None:
     cloud, edge = (load_config(kind, None, {"model": "m"}) for kind in (CloudConfig, EdgeConfig))
     for config in (cloud, edge):
         assert (config.sessions, config.context_tokens) == (8, 4096)
+
+
+def test_vllm_takes_arguments_by_name(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "model: m\nengine: vllm\nengine_args:\n  tensor_parallel_size: 2\n  dtype: bfloat16\n"
+    )
+    config = load_config(CloudConfig, file, {})
+    assert (config.engine, config.engine_args) == ("vllm", {"tensor_parallel_size": 2, "dtype": "bfloat16"})
+    assert load_config(CloudConfig, None, {"model": "m"}).engine == "llama"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"engine": "tgi"}, "engine: Input should be 'llama' or 'vllm'"),
+        ({"engine_args": {"dtype": "float32"}}, "engine_args are for `engine: vllm`"),
+        ({"engine": "vllm", "engine_args": ["dtype"]}, "engine_args: Input should be a valid dictionary"),
+        (
+            {"engine": "vllm", "engine_args": {"pipeline_parallel_size": 2}},
+            "engine_args.pipeline_parallel_size 2",
+        ),
+        ({"engine": "vllm", "engine_args": {"worker_cls": "x"}}, "engine_args.worker_cls is ecd's own"),
+        ({"engine": "vllm", "threads": 2}, "threads is for `engine: llama`"),
+        ({"engine": "vllm", "stable": True}, "stable is for `engine: llama`"),
+    ],
+)
+def test_what_does_not_go_with_the_engine_is_refused(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(CloudConfig, None, {"model": "m", **flags})
+    assert message in str(error.value)
 
 
 def test_the_pacing_controller_decides_what_is_not_fixed() -> None:

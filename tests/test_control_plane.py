@@ -47,6 +47,9 @@ def test_status_and_stats(edge: DaemonProcess, cloud: DaemonProcess) -> None:
     theirs = ctl_json(cloud, "stats")
     assert theirs["committed"] >= after["committed"]
     assert theirs["cpu_s"] > 0
+    assert theirs["engine_restarts"] == 0
+    assert theirs["engine"]["kv_capacity"] == 8 * 4096
+    assert "engine.kv_tokens" in ctl(cloud, "stats").stdout
     assert ctl_json(cloud, "status")["connections"] == 1
 
 
@@ -54,7 +57,17 @@ def test_stats_tell_what_the_controller_goes_by(edge: DaemonProcess) -> None:
     ctl_json(edge, "run", "--max-tokens", "48", "Name ten animals.")
     stats = ctl_json(edge, "stats")
     conditions = stats["conditions"]
-    assert set(conditions) == {"rtt_ms", "jitter_ms", "draft_ms", "step_ms", "slope", "acceptance"}
+    assert set(conditions) == {
+        "rtt_ms",
+        "jitter_ms",
+        "draft_ms",
+        "step_ms",
+        "slope",
+        "max_verify",
+        "alone",
+        "acceptance",
+        "places",
+    }
     assert all(conditions[name] > 0 for name in ("rtt_ms", "draft_ms", "step_ms"))
     assert 0 <= conditions["acceptance"] <= 1
     model = stats["drafters"]["model"]
@@ -70,15 +83,8 @@ async def test_the_pace_of_what_runs_is_told_with_its_prediction(edge: DaemonPro
             started = await anext(events)
         pace = (await client.call("stats"))["pace"]
         assert started["event"] == "text"
-        assert set(pace) == {
-            "drafting",
-            "ahead",
-            "gather",
-            "patience_ms",
-            "predicted_tokens_per_s",
-            "plain_tokens_per_s",
-            "tokens_per_s",
-        }
+        assert pace["state"] in {"drafting", "quiet", "probing"}
+        assert pace["ahead"] >= pace["gather"] >= 1
         assert pace["predicted_tokens_per_s"] >= 0.9 * pace["plain_tokens_per_s"] > 0
         assert pace["tokens_per_s"] > 0
         await client.call("cancel", id=(await client.call("sessions"))["sessions"][0]["id"])

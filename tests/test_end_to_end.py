@@ -33,6 +33,8 @@ from ecd.wire.frames import FrameReader
 from ecd.wire.link import Link
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Pace, Tokens
 
+# In natural logarithms; the weights are quantised, where batches of another shape give the same logits.
+LOGPROB_TOLERANCE = 1e-5
 PROMPTS = (
     "Write a Python function that merges two sorted lists.",
     "List five facts about the Moon.",
@@ -160,6 +162,49 @@ def test_streamed_pieces_make_up_the_text(edge: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"draft": False},
+        {"patience_ms": "rounds", "hint_tokens": 4, "ahead_tokens": 4},
+        {"temperature": 0.8, "seed": 7},
+        {"temperature": 0.8, "seed": 7, "draft": False},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "logit_bias": [[1, 5.0]]},
+    ],
+    ids=str,
+)
+def test_logprobs_are_the_targets_own_and_of_their_tokens(
+    edge: DaemonProcess, target: LlamaModel, settings: dict[str, Any]
+) -> None:
+    pacing = ("draft", "patience_ms", "hint_tokens", "ahead_tokens")
+    sampling = Sampling.of(**{name: value for name, value in settings.items() if name not in pacing})
+    ids = prompt_tokens(target, PROMPTS[3], chat=True)
+    # A stop text in Chinese: what holds text back are both unfinished characters and what may become it.
+    whole = generate(target, ids, sampling, max_tokens=48, stop=(), threads=1)
+    stop = (whole.text[20:22],)
+    expected = generate(target, ids, sampling, max_tokens=48, stop=stop, threads=1, logprobs=3)
+    with BlockingClient(edge.socket) as client:
+        *events, result = client.stream(PROMPTS[3], max_tokens=48, stop=list(stop), logprobs=3, **settings)
+    assert result["token_ids"] == list(expected.token_ids)
+    assert expected.logprobs is not None
+    assert len(result["logprobs"]) == len(expected.logprobs) == len(expected.token_ids)
+    for told, own in zip(result["logprobs"], expected.logprobs, strict=True):
+        assert told["logprob"] == pytest.approx(own.logprob, abs=LOGPROB_TOLERANCE)
+        assert [token for token, _ in told["top"]] == [token for token, _ in own.top]
+        values = [value for _, value in told["top"]]
+        assert values == pytest.approx([value for _, value in own.top], abs=LOGPROB_TOLERANCE)
+    texts = [event for event in events if event["event"] == "text"]
+    assert all(len(e["ids"]) == len(e["logprobs"]) == len(e["origins"]) for e in texts)
+    assert [each for e in texts for each in e["logprobs"]] == result["logprobs"]
+    assert "".join(e["text"] for e in texts) == result["text"] == expected.text
+
+
+def test_nobody_gets_logprobs_who_did_not_ask(edge: DaemonProcess) -> None:
+    with BlockingClient(edge.socket) as client:
+        assert not any("logprobs" in event for event in client.stream("Hi.", max_tokens=4))
+
+
+@pytest.mark.parametrize(
     ("args", "named"),
     [
         ({"prompt": "x", "temperatur": 1.0}, "temperatur"),
@@ -171,12 +216,14 @@ def test_streamed_pieces_make_up_the_text(edge: DaemonProcess) -> None:
         ({"prompt": "x", "patience_ms": "soon"}, "patience_ms"),
         ({"prompt": "x", "hint_tokens": 0}, "hint_tokens"),
         ({"prompt": "x", "ahead_tokens": -1}, "ahead_tokens"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "logprobs": 20, "max_tokens": 100_000}, "logprobs"),
         ({"prompt": "x", "mode": "greedy", "temperature": 0.5}, "greedy"),
         ({"prompt": "", "chat": False}, "empty"),
         ({"prompt": [{"role": "user"}]}, "content"),
         ({"prompt": "x", "max_tokens": 1 << 19}, "context"),
         ({"prompt": "\U0010ffff" * 100_000, "chat": False}, "do not fit the cloud's context"),
-        ({"prompt": []}, "no messages"),
+        ({"prompt": []}, "the prompt is empty"),
         ({"prompt": "x", "stop": [""]}, "stop"),
         ({"prompt": "x", "stop": ["y"] * 17}, "stop"),
         ({"prompt": "x", "logit_bias": [[1, 2, 3]]}, "logit_bias"),
@@ -375,7 +422,7 @@ def test_garbage_on_the_wire_ends_one_connection_only(cloud: DaemonProcess, edge
 
 
 def test_another_tokenizer_is_refused_with_the_difference(cloud: DaemonProcess, target: LlamaModel) -> None:
-    special = target.fingerprint().special | {"eos": 77}
+    special = target.fingerprint().special | {"bos": 77}
     fingerprint = target.fingerprint().to_map() | {"special": special, "probes": "0" * 64}
     from ecd.wire.fingerprint import Fingerprint
 
@@ -386,7 +433,7 @@ def test_another_tokenizer_is_refused_with_the_difference(cloud: DaemonProcess, 
         while data := sock.recv(4096):
             reply += data
     (closed,) = connection.receive(reply, 0.0)
-    assert "eos (77 against 2)" in closed.message  # type: ignore[union-attr]
+    assert "token that starts every prompt (id 77 against none)" in closed.message  # type: ignore[union-attr]
     assert "the same text gives different ids" in closed.message  # type: ignore[union-attr]
     assert not closed.retry  # type: ignore[union-attr]
 
@@ -398,11 +445,24 @@ def run_command(*command: str, **options: Any) -> subprocess.CompletedProcess[st
 
 
 def test_oracle_and_check_commands(tmp_path: Path, edge: DaemonProcess) -> None:
-    flags = ["--temperature", "0.8", "--seed", "5", "--max-tokens", "32", "--json", PROMPTS[1]]
+    flags = [
+        "--temperature",
+        "0.8",
+        "--seed",
+        "5",
+        "--max-tokens",
+        "32",
+        "--logprobs",
+        "2",
+        "--json",
+        PROMPTS[1],
+    ]
     oracle = json.loads(run_command("ecd", "oracle", "--model", "smollm2-135m", *flags).stdout)
     run = json.loads(run_command("ecd.ctl", "--socket", str(edge.socket), "run", *flags).stdout)
     for name in ("text", "token_ids", "prompt_token_ids", "finish_reason", "seed", "sampling", "usage"):
         assert run[name] == oracle[name]
+    assert [len(each["top"]) for each in run["logprobs"]] == [2] * len(run["token_ids"])
+    assert [set(each) for each in oracle["logprobs"]] == [{"logprob", "top"}] * len(run["token_ids"])
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(run))
     assert run_command("ecd", "check", "--model", "smollm2-135m", str(good)).returncode == 0

@@ -19,10 +19,12 @@ from ecd.lab.lane import Conditions, random_schedule
 from ecd.lab.link import EmulatedLink
 from ecd.lab.system import DaemonProcess, address_of, running_cloud
 from ecd.models.fetch import resolve
-from ecd.oracle import TOLERANCE, check, generate
+from ecd.oracle import TOLERANCE, OracleAnswer, check, generate
 from ecd.prompt import prompt_tokens
 from ecd.sampling import Sampling
 
+# In natural logarithms; the weights are quantised, where batches of another shape give the same logits.
+LOGPROB_TOLERANCE = 1e-5
 IMPATIENT = "keepalive: {ping_interval_s: 0.2, silence_s: 1.0}\nreconnect: {first_s: 0.05, longest_s: 0.5}\n"
 
 
@@ -38,7 +40,13 @@ class Pair:
     @property
     def requests(self) -> list[dict[str, Any]]:
         return [
-            {"prompt": prompt, "temperature": temperature, "seed": 5, "max_tokens": self.max_tokens}
+            {
+                "prompt": prompt,
+                "temperature": temperature,
+                "seed": 5,
+                "max_tokens": self.max_tokens,
+                "logprobs": 2,
+            }
             for prompt in self.prompts
             for temperature in (0.0, 0.8)
         ]
@@ -75,18 +83,17 @@ def model(pair: Pair) -> LlamaModel:
 
 
 @pytest.fixture(scope="module")
-def expected(pair: Pair, model: LlamaModel) -> list[list[int]]:
+def expected(pair: Pair, model: LlamaModel) -> list[OracleAnswer]:
     """What the target alone says; not asked of the large one, whose answers are checked instead."""
     return [
-        list(
-            generate(
-                model,
-                prompt_tokens(model, request["prompt"], chat=True),
-                Sampling.of("exact", request["temperature"], seed=request["seed"]),
-                max_tokens=request["max_tokens"],
-                stop=(),
-                threads=1,
-            ).token_ids
+        generate(
+            model,
+            prompt_tokens(model, request["prompt"], chat=True),
+            Sampling.of("exact", request["temperature"], seed=request["seed"]),
+            max_tokens=request["max_tokens"],
+            stop=(),
+            threads=1,
+            logprobs=request["logprobs"],
         )
         for request in (pair.requests if pair is SMALL else ())
     ]
@@ -140,7 +147,7 @@ async def test_the_text_survives_cuts_stalls_and_a_killed_cloud(
     pair: Pair,
     own_cloud: DaemonProcess,
     model: LlamaModel,
-    expected: list[list[int]],
+    expected: list[OracleAnswer],
     seed: int,
 ) -> None:
     """A seeded schedule of cuts inside frames, stalls and half-open deaths; every third kills the cloud."""
@@ -162,8 +169,13 @@ async def test_the_text_survives_cuts_stalls_and_a_killed_cloud(
     assert sum(result["stats"]["resumed"] for result in results) > 0
     for result in results:
         assert len(result["origins"]) == len(result["token_ids"]) == result["usage"]["completion_tokens"]
+        assert len(result["logprobs"]) == len(result["token_ids"])
     if pair is SMALL:
-        assert [result["token_ids"] for result in results] == expected
+        for result, alone in zip(results, expected, strict=True):
+            assert result["token_ids"] == list(alone.token_ids)
+            assert alone.logprobs is not None
+            told = [each["logprob"] for each in result["logprobs"]]
+            assert told == pytest.approx([each.logprob for each in alone.logprobs], abs=LOGPROB_TOLERANCE)
     else:
         reports = [check(model, result, tolerance=TOLERANCE, threads=1) for result in results]
         print(

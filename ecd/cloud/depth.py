@@ -201,7 +201,7 @@ class Calibration:
 class Hinted:
     """One session's part in a choice: the chance of each of its hints if those before it are accepted.
 
-    `all_of_them`: it wants fewest forwards, so there is nothing to choose.
+    `all_of_them`: it wants fewest forwards, whatever they cost. It gets that where all in the step want it.
     """
 
     chances: Sequence[float]
@@ -211,72 +211,68 @@ class Hinted:
 def best_counts(sessions: Sequence[Hinted], cost: StepCost, at_most: int, at_least: int = 0) -> list[int]:
     """Hints to verify of each session, so that expected committed tokens per second are most.
 
-    At most `at_most` of each and at least `at_least` in all, as far as there are any; sessions that want all
-    of theirs verified get that. A session with k hints commits 1 + c1 + c1 c2 + ... + c1 ... ck tokens
-    (Leviathan et al. 2023, section 3.1, with a chance for each). Looked at are: the m most probable hints of
-    all, for each m, which is best when passes cost nothing; and k hints of the q sessions where these are
-    worth most, for each k and q, which takes two passes at most.
+    At most `at_most` of each and at least `at_least` in all, as far as there are any. Where every session
+    wants all of its hints verified that is done; one alone would have the others pay for its fewer forwards.
+    A session with k hints commits 1 + c1 + c1 c2 + ... + c1 ... ck tokens (Leviathan et al. 2023, section
+    3.1, with a chance for each). Looked at are: the m most probable hints of all, for each m, which is best
+    when passes cost nothing; and k hints of the q sessions where these are worth most, for each k and q,
+    which takes two passes at most.
     """
+    if all(s.all_of_them for s in sessions):
+        return [len(s.chances) for s in sessions]
     if len(sessions) == 1:
         return [_best_alone(sessions[0], cost, at_most, at_least)]
-    counts = [len(s.chances) if s.all_of_them else 0 for s in sessions]
-    tokens = len(sessions) + sum(counts)
-    fixed = {len(s.chances) + 1 for s in sessions if s.all_of_them or not s.chances}
-    # gains[i, j]: tokens that hint j of the i-th free session adds; each row falls, so any best m begin each
-    # row.
-    free = [i for i, s in enumerate(sessions) if s.chances and not s.all_of_them]
-    room = cost.most_tokens(len(sessions)) - tokens
-    if not free or at_most < 1 or room < 1:
+    counts = [0] * len(sessions)
+    base = len(sessions)
+    # gains[i, j]: tokens that hint j of the i-th session that has any adds; each row falls, so any best m
+    # begin each row.
+    hinted = [i for i, s in enumerate(sessions) if s.chances]
+    room = cost.most_tokens(base) - base
+    if not hinted or at_most < 1 or room < 1:
         return counts
-    width = min(at_most, max(len(sessions[i].chances) for i in free))
-    gains = np.zeros((len(free), width))
-    for row, i in enumerate(free):
+    width = min(at_most, max(len(sessions[i].chances) for i in hinted))
+    gains = np.zeros((len(hinted), width))
+    for row, i in enumerate(hinted):
         chances = sessions[i].chances[:width]
         gains[row, : len(chances)] = chances
     np.cumprod(gains, axis=1, out=gains)
-    base = len(sessions) + sum(sum(np.cumprod(s.chances)) for s in sessions if s.all_of_them)
 
     # Ragged: hints in the order of what they add.
     order = np.argsort(-gains, axis=None, kind="stable")
     order = order[: min(room, int(np.count_nonzero(gains)))]
-    ragged_passes = _passes(order // width, len(free), fixed)
+    ragged_passes = _passes(order // width, len(hinted), base - len(hinted))
     ragged = (base + np.concatenate(([0.0], np.cumsum(gains.flat[order])))) / cost.hoped(
-        tokens + np.arange(len(order) + 1.0), ragged_passes
+        base + np.arange(len(order) + 1.0), ragged_passes
     )
     ragged[:at_least] = 0.0
     best = int(ragged.argmax())
     for row in order[:best] // width:
-        counts[free[row]] += 1
-    if len(free) == 1:
+        counts[hinted[row]] += 1
+    if len(hinted) == 1:
         return counts
 
     # Level: k hints of the q sessions where these are worth most.
     sums = np.where(gains > 0, np.cumsum(gains, axis=1), -np.inf)
     ranked = np.argsort(-sums, axis=0, kind="stable")
-    depth, chosen = np.arange(1.0, width + 1), np.arange(1.0, len(free) + 1)[:, None]
+    depth, chosen = np.arange(1.0, width + 1), np.arange(1.0, len(hinted) + 1)[:, None]
     size = chosen * depth
-    others = np.array([len(fixed | {k + 1}) for k in range(1, width + 1)], float)
-    missing = (1 not in fixed) & (chosen < len(free))
+    passes: Floats = np.broadcast_to(np.where(chosen < base, 2.0, 1.0), size.shape)
     level = (base + np.cumsum(np.take_along_axis(sums, ranked, axis=0), axis=0)) / cost.hoped(
-        tokens + size, others + missing
+        base + size, passes
     )
     level[(size > room) | (size < at_least)] = -np.inf
     q, k = np.unravel_index(int(level.argmax()), level.shape)
 
     if level[q, k] > ragged[best]:
-        for i in free:
-            counts[i] = 0
+        counts = [0] * base
         for row in ranked[: q + 1, k]:
-            counts[free[row]] = int(k) + 1
+            counts[hinted[row]] = int(k) + 1
     return counts
 
 
 def _best_alone(session: Hinted, cost: StepCost, at_most: int, at_least: int) -> int:
     """`best_counts` of one session."""
-    most = len(session.chances)
-    if session.all_of_them:
-        return most
-    most = min(most, at_most, cost.most_tokens(1) - 1)
+    most = min(len(session.chances), at_most, cost.most_tokens(1) - 1)
     best, best_rate, expected, reached = 0, 0.0, 1.0, 1.0
     for count in range(most + 1):
         if count:
@@ -288,21 +284,21 @@ def _best_alone(session: Hinted, cost: StepCost, at_most: int, at_least: int) ->
     return best
 
 
-def _passes(rows: NDArray[np.int64], sessions: int, fixed: set[int]) -> Floats:
-    """Different token counts among sessions before each hint is dealt to its row, and after the last."""
+def _passes(rows: NDArray[np.int64], sessions: int, others: int) -> Floats:
+    """Different token counts among sessions before each hint is dealt to its row, and after the last.
+
+    `others` are sessions that get no hint.
+    """
     tokens = [1] * sessions
-    having = dict.fromkeys(fixed, 0)
-    kinds = len(fixed | {1})
-    having[1] = sessions
+    having = {1: sessions + others}
     out = np.empty(len(rows) + 1)
-    out[0] = kinds
+    out[0] = kinds = 1
     for index, row in enumerate(rows.tolist(), 1):
         old = tokens[row]
         tokens[row] = old + 1
         having[old] -= 1
-        kinds -= not having[old] and old not in fixed
         now = having.get(old + 1, 0)
-        kinds += not now and old + 1 not in fixed
+        kinds += (not now) - (not having[old])
         having[old + 1] = now + 1
         out[index] = kinds
     return out
@@ -326,12 +322,13 @@ class Depth:
     def choose(self, sessions: Sequence[Hinted]) -> list[int]:
         """How many hints of each session to verify in the step that comes now."""
         counts = best_counts(sessions, self.cost, self.at_most)
-        if not self.at_most or not any(s.chances and not s.all_of_them for s in sessions):
+        strict = all(s.all_of_them for s in sessions)
+        if not self.at_most or strict or not any(s.chances for s in sessions):
             if self._verifying:
                 # A step without hints has come by itself.
                 self._in_a_row = 0
             return counts
-        verifying = any(count for s, count in zip(sessions, counts, strict=True) if not s.all_of_them)
+        verifying = any(counts)
         if verifying != self._verifying:
             self._verifying, self._in_a_row = verifying, 0
             self._interval = min(self._interval, _TRY_CHANGED)

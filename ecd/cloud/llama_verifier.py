@@ -11,6 +11,7 @@ from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS, next_piece
 from ecd.errors import EcdError, EngineError
+from ecd.logprobs import verdict_logprobs
 from ecd.sampling import Verdict, choose, judge, verify
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class LlamaVerifier:
         self._context = LlamaContext(
             model, n_ctx=context_tokens, n_seq=sessions, n_batch=n_batch, threads=threads
         )
+        self._cells = sessions * context_tokens
         self._stable = stable
         self._sequences: dict[int, _Sequence] = {}
         self._free = list(range(sessions - 1, -1, -1))
@@ -64,6 +66,12 @@ class LlamaVerifier:
         if sequence is not None:
             self._context.truncate(sequence.number, 0)
             self._free.append(sequence.number)
+
+    def stats(self) -> dict[str, int | float]:
+        """KV cells in use, and all there are."""
+        # A copy, since the engine thread may add to it or take away.
+        sequences = list(self._sequences.values())
+        return {"kv_tokens": sum(sequence.cached for sequence in sequences), "kv_capacity": self._cells}
 
     def close(self) -> None:
         """Frees the KV cache."""
@@ -91,11 +99,12 @@ class LlamaVerifier:
                 continue
             try:
                 verdict = verify(rows, hints, item.sampling, item.tokens, item.prompt_len)
+                logprobs = verdict_logprobs(rows, verdict.tokens, item.logprobs)
             except Exception as e:
                 log.exception("judging session %d failed", item.key)
                 failed[item.key] = EngineError(f"the target's logits could not be judged: {e}")
                 continue
-            judged[item.key] = Judged(verdict, len(hints))
+            judged[item.key] = Judged(verdict, len(hints), logprobs)
             sequence.cached += verdict.accepted
         return StepResult(judged, failed, sum(len(s.tokens) for s in segments), len(segments))
 
@@ -123,18 +132,24 @@ class LlamaVerifier:
             if not last:
                 continue
             committed, accepted = list(item.tokens), 0
+            # Copies, for the next call overwrites what this one returned.
+            judging = [rows[0].copy()]
             while accepted < len(item.hints):
                 hint = item.hints[accepted]
-                token, ok = judge(rows[0], hint, item.sampling, committed, item.prompt_len)
+                token, ok = judge(judging[-1], hint, item.sampling, committed, item.prompt_len)
                 committed.append(token)
                 if not ok:
                     break
-                rows = self._context.decode([Segment(sequence.number, sequence.cached, [token], 1)])[0]
+                (rows,) = self._context.decode([Segment(sequence.number, sequence.cached, [token], 1)])
+                judging.append(rows[0].copy())
                 sequence.cached += 1
                 accepted += 1
                 total += 1
             else:
-                committed.append(choose(rows[0], item.sampling, len(committed), committed, item.prompt_len))
+                committed.append(
+                    choose(judging[-1], item.sampling, len(committed), committed, item.prompt_len)
+                )
             verdict = Verdict(tuple(committed[len(item.tokens) :]), accepted)
-            judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1))
+            logprobs = verdict_logprobs(judging, verdict.tokens, item.logprobs)
+            judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1), logprobs)
         return StepResult(judged, {}, total, len(work), one_pass=False)

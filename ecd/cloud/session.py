@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ecd.cloud.board import MAX_ALTERNATES, Board
 from ecd.cloud.depth import Calibration, Hinted
 from ecd.errors import BadRequest
+from ecd.logprobs import TokenLogprobs, check_top
 from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
 from ecd.wire.messages import Alternate, Draft, Finish, Open, Pace
@@ -41,6 +42,7 @@ class Committed:
     accepted: int
     verified: int
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Session:
     board: Board
     vocabulary: Vocabulary
     waiting_since: float
+    logprobs: int | None = None
     calibration: Calibration = field(default_factory=Calibration)
     in_step: list[float] = field(default_factory=list)
     decoding: bool = False
@@ -80,6 +83,7 @@ class Session:
                 f"max_tokens {request.max_tokens} leaves nothing to do after {len(request.committed)} tokens"
             )
         check_stop(request.stop)
+        check_top(request.logprobs)
         sampling = Sampling.from_map(request.sampling)
         sampling.check_vocabulary(vocabulary.size)
         text = TextStream(request.stop)
@@ -95,6 +99,7 @@ class Session:
             board=Board(len(tokens), max_ahead),
             vocabulary=vocabulary,
             waiting_since=now,
+            logprobs=request.logprobs,
         )
 
     @property
@@ -104,7 +109,7 @@ class Session:
 
     @property
     def strict(self) -> bool:
-        """Whether it asks for strict rounds: fewest forwards, whatever they cost."""
+        """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
         return self.pace.patience_us > MAX_PATIENCE_S * 1e6
 
     def hint(self, draft: Draft) -> None:
@@ -183,8 +188,14 @@ class Session:
         self.in_step = [hint.confidence for hint in hints]
         return hints
 
-    def commit(self, verdict: Verdict, verified: int, now: float) -> Committed:
-        """Adds a forward's tokens as far as they go before the text ends."""
+    def commit(
+        self,
+        verdict: Verdict,
+        verified: int,
+        now: float,
+        logprobs: tuple[TokenLogprobs, ...] | None = None,
+    ) -> Committed:
+        """Adds a forward's tokens, and their logprobs, as far as they go before the text ends."""
         base, finish, ids = len(self.tokens), Finish.NONE, []
         for token in verdict.tokens:
             ids.append(token)
@@ -206,4 +217,5 @@ class Session:
         self.forwards += 1
         self.verified += verified
         self.accepted += accepted
-        return Committed(base, tuple(ids), accepted, verified, finish)
+        told = None if logprobs is None else logprobs[: len(ids)]
+        return Committed(base, tuple(ids), accepted, verified, finish, told)

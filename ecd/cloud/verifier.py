@@ -1,7 +1,8 @@
 """The seam to the target's engine.
 
 A verifier evaluates committed tokens and hints in one forward for many sessions and applies the sampling
-rules. It does not know connections, patience or stop conditions. Methods are called from one thread.
+rules. It does not know connections, patience or stop conditions. Methods are called from one thread, but for
+`stats`.
 """
 
 from collections.abc import Sequence
@@ -9,26 +10,32 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ecd.errors import EcdError
+from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Hint, Sampling, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One session's part in a step: all its `tokens` (prompt and answer), and hints to verify behind them."""
+    """One session's part in a step: all its `tokens` (prompt and answer), and hints to verify behind them.
+
+    `logprobs`: how many of the most likely tokens to tell with each of the verdict's; None: no logprobs.
+    """
 
     key: int
     tokens: Sequence[int]
     prompt_len: int
     sampling: Sampling
     hints: Sequence[Hint]
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict and how many hints were looked at for it."""
+    """A verdict, how many hints were looked at for it, and the logprobs of its tokens if asked for."""
 
     verdict: Verdict
     verified: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,19 @@ class Verifier(Protocol):
     capacity: Capacity
 
     def step(self, work: Sequence[Work]) -> StepResult:
-        """One forward; a key seen for the first time starts a sequence. Raises EngineError."""
+        """One forward; a key seen for the first time starts a sequence.
+
+        Raises EngineError when it failed for the sessions of this step, and EngineLost when the whole engine
+        had to be given up: it then knows no key any more, and a later step builds it anew.
+        """
         ...
 
     def forget(self, key: int) -> None:
         """Frees what the session holds; unknown keys are ignored."""
+        ...
+
+    def stats(self) -> dict[str, int | float]:
+        """What fills the engine now, and its counters since start. Any thread may ask."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """How often guesses come true, by drafter and by how sure the drafter was.
 
-Pure counting. It does not know what is decided by it. One thread writes; another may read its floats.
+Pure counting, with old guesses counting less and less. It does not know what is decided by it. One thread
+writes; another may read its floats.
 """
 
 from bisect import bisect_right
@@ -13,21 +14,43 @@ BUCKETS = (0.2, 0.4, 0.6, 0.75, 0.875, 0.95, 0.99)
 PRIOR_GUESSES = 4.0
 # Guesses after which an old one counts 1/e.
 MEMORY_GUESSES = 100.0
-_KEEP = 1 - 1 / MEMORY_GUESSES
+# What the edge's rate of copies counts for in one answer.
+COPIES_WEIGHT = 2.0
 # A drafter that is certain may err, and one that is not may be right.
 _LEAST = 0.01
 
 
 @dataclass(slots=True)
-class _Decayed:
-    """Right ones among settled ones, newer ones counting more."""
+class DecayedRate:
+    """Share of successes among trials; one counts 1/e when about `memory` others have followed it."""
 
-    settled: float = 0.0
-    right: float = 0.0
+    memory: float
+    trials: float = 0.0
+    successes: float = 0.0
 
-    def add(self, right: bool) -> None:
-        self.settled = self.settled * _KEEP + 1
-        self.right = self.right * _KEEP + right
+    def add(self, success: bool) -> None:
+        """One more trial."""
+        self.fade()
+        self.trials += 1
+        self.successes += success
+
+    def fade(self) -> None:
+        """A trial elsewhere that shares this memory: what is known here becomes older."""
+        keep = 1 - 1 / self.memory
+        self.trials *= keep
+        self.successes *= keep
+
+    def estimate(self, prior: float, weight: float) -> float:
+        """(successes + weight * prior) / (trials + weight): the mean of a Beta posterior."""
+        return (self.successes + weight * prior) / (self.trials + weight)
+
+    @property
+    def mean(self) -> float | None:
+        """successes / trials; None before the first."""
+        return self.successes / self.trials if self.trials else None
+
+
+NO_COPIES = DecayedRate(1.0)
 
 
 @dataclass(slots=True)
@@ -35,9 +58,9 @@ class _Record:
     drafted: int = 0
     settled: int = 0
     right: int = 0
-    recent: _Decayed = field(default_factory=_Decayed)
-    buckets: tuple[_Decayed, ...] = field(
-        default_factory=lambda: tuple(_Decayed() for _ in range(len(BUCKETS) + 1))
+    recent: DecayedRate = field(default_factory=lambda: DecayedRate(MEMORY_GUESSES))
+    buckets: tuple[DecayedRate, ...] = field(
+        default_factory=lambda: tuple(DecayedRate(MEMORY_GUESSES) for _ in range(len(BUCKETS) + 1))
     )
 
 
@@ -45,6 +68,8 @@ class Acceptance:
     """Counts of all drafters by name. A guess is settled when the tokens before it are known to be right."""
 
     def __init__(self) -> None:
+        # What became of the copies that the text in a slot offered, taken or not.
+        self.copies: dict[int, DecayedRate] = {}
         self._records: dict[str, _Record] = {}
 
     def drafted(self, drafter: str, guesses: int = 1) -> None:
@@ -62,31 +87,50 @@ class Acceptance:
     def rate(self, drafter: str, confidence: float) -> float:
         """The chance that such a guess comes true, never 0 or 1.
 
-        (4 c + right) / (4 + settled) over the decayed counts of the confidence c's bucket: the mean of a Beta
-        posterior whose prior is the confidence itself.
+        (right + 4 c) / (settled + 4) over the decayed counts of the confidence c's bucket: the prior is the
+        confidence itself.
         """
         prior = min(max(confidence, _LEAST), 1 - _LEAST)
         record = self._records.get(drafter)
         if record is None:
             return prior
-        bucket = record.buckets[bisect_right(BUCKETS, confidence)]
-        return (PRIOR_GUESSES * prior + bucket.right) / (PRIOR_GUESSES + bucket.settled)
+        return record.buckets[bisect_right(BUCKETS, confidence)].estimate(prior, PRIOR_GUESSES)
+
+    def copy_rate(self, slot: int | None, confidence: float, before: int) -> float:
+        """The chance that a copied guess comes true in the answer of this slot, if `before` copies just
+        before it do.
+
+        Answers differ in how well they can be copied much more than places in them do. So the edge's rate is
+        a prior that weighs COPIES_WEIGHT, and the answer's own copies, those before this one among them, are
+        the evidence.
+        """
+        record = self.copies.get(slot, NO_COPIES) if slot is not None else NO_COPIES
+        prior = self.rate("lookup", confidence)
+        return (record.successes + before + COPIES_WEIGHT * prior) / (record.trials + before + COPIES_WEIGHT)
 
     def mean(self, drafter: str) -> float | None:
         """Share of the last hundred or so guesses that came true; None before the first."""
         record = self._records.get(drafter)
-        if record is None or not record.recent.settled:
-            return None
-        return record.recent.right / record.recent.settled
+        return None if record is None else record.recent.mean
 
     def totals(self) -> dict[str, dict[str, Any]]:
-        """Counts since start by drafter, as `stats` shows them. `acceptance_rate`: right / settled."""
+        """Counts since start by drafter, as `stats` shows them. `acceptance_rate`: right / settled.
+
+        `recent`: the mean of the last hundred or so. `confidence`: by the upper edge of each bucket in which
+        guesses were settled, the share of right ones and how many they count for.
+        """
         return {
             drafter: {
                 "drafted": record.drafted,
                 "settled": record.settled,
                 "right": record.right,
                 "acceptance_rate": record.right / record.settled if record.settled else None,
+                "recent": record.recent.mean,
+                "confidence": {
+                    f"{edge:g}": {"rate": bucket.mean, "settled": bucket.trials}
+                    for edge, bucket in zip((*BUCKETS, 1.0), record.buckets, strict=True)
+                    if bucket.trials
+                },
             }
             for drafter, record in self._records.items()
         }

@@ -2,27 +2,39 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from ecd.edge.generation import Generation
+from ecd.edge.reopening import Reopening
+from ecd.edge.timeline import Timeline
 from ecd.errors import EcdError
+from ecd.logprobs import TokenLogprobs
 from ecd.text import TextStream
 from ecd.wire.messages import Finish
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Something new to show: text, and the tokens and origins that became known with it."""
+    """Something new to show: committed tokens, and what text has become certain with them.
+
+    Origins, `pieces` (what text became certain with each, all of them together are the text), and logprobs if
+    they are wanted, are those of the ids. Text that may still become a stop string,
+    or that ends inside a character, comes with a later chunk; `ids` never wait for it.
+    """
 
     text: str
     ids: tuple[int, ...]
     origins: tuple[str, ...]
+    pieces: tuple[str, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(slots=True)
 class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
-    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began.
+    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
+    `timer`. `timeline` is there when the request wants one.
     """
 
     id: int
@@ -31,13 +43,29 @@ class Answer:
     started_at: float
     waiting_since: float
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
+    reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None
     first_tokens: int = 0
     last_at: float | None = None
     wire_up: int = 0
     wire_down: int = 0
+    due: float | None = None
     timer: asyncio.TimerHandle | None = None
     rtt_ms: float | None = None
+    timeline: Timeline | None = None
+
+    def live(self) -> dict[str, Any]:
+        """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""
+        tally = self.generation.tally
+        return {
+            "verified": tally.verified,
+            "accepted": tally.accepted,
+            "target_forwards": tally.forwards,
+            "ahead": self.generation.ahead,
+            "wire_bytes_up": self.wire_up,
+            "wire_bytes_down": self.wire_down,
+            "rtt_ms": self.rtt_ms,
+        }
 
 
 @dataclass(slots=True)

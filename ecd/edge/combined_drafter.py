@@ -6,7 +6,7 @@ Owns the choice between the two, per task. It knows neither engines nor how acce
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecd.edge.acceptance import Acceptance
+from ecd.edge.acceptance import Acceptance, DecayedRate
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
@@ -28,9 +28,8 @@ class _Copies:
     came true did it have its chance.
     """
 
+    record: DecayedRate = field(default_factory=lambda: DecayedRate(MEMORY))
     pending: list[tuple[int, Sequence[int], int]] = field(default_factory=list)
-    settled: float = 0.0
-    right: float = 0.0
 
     def settle(self, task: DraftTask) -> None:
         """The task tells more committed tokens."""
@@ -41,8 +40,7 @@ class _Copies:
             if position >= task.committed:
                 waiting.append(copy)
             elif list(task.context[start:position]) == between:
-                self.settled += 1 - self.settled / MEMORY
-                self.right += (task.context[position] == token) - self.right / MEMORY
+                self.record.add(task.context[position] == token)
         self.pending = waiting
 
     def offer(self, task: DraftTask, token: int) -> None:
@@ -52,7 +50,7 @@ class _Copies:
 
     def rate(self, edge: float) -> float:
         """The chance of a copy here, where it is `edge` for all answers of the edge."""
-        return (self.right + EDGE_WEIGHT * edge) / (self.settled + EDGE_WEIGHT)
+        return self.record.estimate(edge, EDGE_WEIGHT)
 
 
 class CombinedDrafter:
@@ -66,7 +64,9 @@ class CombinedDrafter:
         self._lookup = lookup
         self._acceptance = acceptance
         self._meter = meter
-        self._copies = [_Copies() for _ in range(model.slots)]
+        self._copies: dict[int, _Copies] = {}
+        for slot in range(model.slots):
+            self._forget_copies(slot)
 
     def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
         """A copied run, or else the model's guesses, all of them from one call."""
@@ -76,7 +76,10 @@ class CombinedDrafter:
                 self._copies[task.slot].settle(task)
                 if run:
                     self._copies[task.slot].offer(task, run[0].token)
-        asked = [i for i, task in enumerate(tasks) if task.model and not self._worth(task, runs[i])]
+        unworthy = [i for i, task in enumerate(tasks) if not self._worth(task, runs[i])]
+        for index in unworthy:
+            runs[index] = ()
+        asked = [index for index in unworthy if tasks[index].model]
         if asked:
             for index, guesses in zip(asked, self._model.draft([tasks[i] for i in asked]), strict=True):
                 runs[index] = guesses
@@ -102,7 +105,11 @@ class CombinedDrafter:
         """Forgets what the slot held."""
         self._model.release(slot)
         self._lookup.release(slot)
-        self._copies[slot] = _Copies()
+        self._forget_copies(slot)
+
+    def _forget_copies(self, slot: int) -> None:
+        copies = self._copies[slot] = _Copies()
+        self._acceptance.copies[slot] = copies.record
 
     def close(self) -> None:
         """Frees the engine."""

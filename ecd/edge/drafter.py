@@ -7,9 +7,42 @@ called from one thread.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 from ecd.sampling import Guess, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Sequence[int]):
+    """The first `known` tokens of `text` and the `guesses` behind them, read as one sequence.
+
+    `text` is shared with whoever appends to it, so that a long one is not copied for every guess.
+    """
+
+    text: Sequence[int]
+    known: int
+    guesses: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.known + len(self.guesses)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        known = self.known
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(f"a context is cut into runs, not by steps of {step}")
+            if start >= known:
+                return list(self.guesses[start - known : max(0, stop - known)])
+            return [*self.text[start : min(stop, known)], *self.guesses[: max(0, stop - known)]]
+        at = index if index >= 0 else index + len(self)
+        return self.text[at] if 0 <= at < known else self.guesses[at - known]
 
 
 @dataclass(frozen=True, slots=True)

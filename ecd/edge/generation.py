@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from ecd.edge.acceptance import Acceptance
-from ecd.edge.drafter import DraftTask
+from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.edge.commands import Command, Emit, Finished, Send
+from ecd.edge.departure import last_moment
+from ecd.edge.drafter import Context, DraftTask
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
 from ecd.errors import ProtocolError
+from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess, Rule
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
 from ecd.wire.messages import Pace as WirePace
 
-# Guesses over which the share of copied ones is told.
-COPIED_MEMORY = 16
-COPIED_AHEAD = 24
+# Guesses over which the share of copied ones is told, and how many of the model's it begins with.
+COPIED_MEMORY, COPIED_WEIGHT = 16.0, 4.0
 NO_PATIENCE = WirePace(0, 1)
-# Hints are sent so long before they must be at the cloud: a share of its step, but at least what a timer may
-# be off.
-EARLY_STEPS, EARLY_S = 0.03, 0.002
 # Under `latency` no hint waits for company while the cloud has fewer than these to verify.
 AT_ONCE = 6
 
@@ -39,31 +38,6 @@ class Phase(Enum):
     FINISHED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A frame for the cloud."""
-
-    message: Open | Draft
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """Newly committed tokens and who chose each of them."""
-
-    ids: tuple[int, ...]
-    origins: tuple[Origin, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The answer is complete."""
-
-    reason: Finish
-
-
-Command = Send | Emit | Finished
-
-
 @dataclass(slots=True)
 class Generation:
     """State of one answer. `acceptance` is shared by all answers of the edge."""
@@ -73,6 +47,7 @@ class Generation:
     pacer: Pacer
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     phase: Phase = Phase.WAITING
     stream: int = 0
     slot: int | None = None
@@ -86,16 +61,16 @@ class Generation:
     _told: WirePace = NO_PATIENCE
     _told_exhausted: bool = False
     _last_tokens_at: float = 0.0
-    _last_verified: int = 0
+    _in_step: int = 0
     _flush_at: float | None = None
-    _copied: float = 0.0
+    _copied: DecayedRate = field(default_factory=lambda: DecayedRate(COPIED_MEMORY))
     _switched: bool = False
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
         self.lines = Lines(len(self.tokens), self.acceptance)
         self._max_ahead = UNSURE.ahead if self.request.ahead is None else self.request.ahead
-        self.pace = self.request.fixed_pace or replace(UNSURE, ahead=self._max_ahead)
+        self.pace = self.request.fixed_pace or replace(self.request.first_pace, ahead=self._max_ahead)
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -106,6 +81,11 @@ class Generation:
     def ahead(self) -> int:
         """Guesses beyond the committed text."""
         return len(self.lines.main.guesses)
+
+    @property
+    def copied_share(self) -> float:
+        """Of the newest guesses, those that were copied text."""
+        return self._copied.estimate(0.0, COPIED_WEIGHT)
 
     # -- the link
 
@@ -123,7 +103,10 @@ class Generation:
         self._max_ahead = max_ahead if request.ahead is None else min(request.ahead, max_ahead)
         # A cloud drops an alternate that is longer than the hints it takes.
         self._alternates = (
-            alternates and max_ahead >= ALTERNATE_HINTS and request.sampling.rule is not Rule.REJECTION
+            alternates
+            and request.alternates
+            and max_ahead >= ALTERNATE_HINTS
+            and request.sampling.rule is not Rule.REJECTION
         )
         self._set_pace()
         # What was guessed before still holds; this cloud has not seen it.
@@ -142,6 +125,7 @@ class Generation:
             request.max_tokens,
             request.stop,
             self._told,
+            request.logprobs,
         )
         return [Send(opening), *self._send_hints()]
 
@@ -158,6 +142,8 @@ class Generation:
             raise ProtocolError(
                 f"TOKENS at {message.base} with {len(message.ids)} ids do not follow {len(self.tokens)}"
             )
+        if not as_asked(message.logprobs, len(message.ids), self.request.logprobs):
+            raise ProtocolError(f"TOKENS at {message.base} do not carry the logprobs that were asked for")
         origins = tuple(
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
@@ -165,9 +151,11 @@ class Generation:
         for token in message.ids:
             self._switched = self._settle(token) or self._switched
         self.origins.extend(origins)
+        self.logprobs.extend(message.logprobs or ())
         self._count(message)
-        self._last_tokens_at, self._last_verified = now, message.verified
-        commands: list[Command] = [Emit(message.ids, origins)]
+        # The step under way has at most what still holds of what was sent, and hardly more than the last had.
+        self._last_tokens_at, self._in_step = now, min(message.verified, self.lines.main.sent)
+        commands: list[Command] = [Emit(message.ids, origins, message.logprobs)]
         if message.finish is not Finish.NONE:
             self.phase = Phase.FINISHED
             commands.append(Finished(message.finish))
@@ -190,6 +178,10 @@ class Generation:
         tally.verified += message.verified
         tally.accepted += message.accepted
         tally.step_us = message.step_us
+        if not self.pace.model:
+            tally.quiet_tokens += len(message.ids)
+        elif self.slot is not None and not self.pace.send:
+            tally.probing_tokens += len(message.ids)
 
     def _settle(self, token: int) -> bool:
         """Appends a committed token; whether an alternate has become the main line by it."""
@@ -216,11 +208,11 @@ class Generation:
     def _set_pace(self) -> None:
         pace = self.request.fixed_pace
         if pace is None:
-            unsure = replace(UNSURE, ahead=min(UNSURE.ahead, self._max_ahead))
+            unsure = self.request.first_pace
             conditions = self._conditions
             if conditions is not None:
                 # Copied guesses take no time.
-                conditions = replace(conditions, draft_s=(1 - self._copied) * conditions.draft_s)
+                conditions = replace(conditions, draft_s=(1 - self.copied_share) * conditions.draft_s)
             pace = self.pacer.pace(conditions, len(self.origins), self._max_ahead, unsure)
         self.pace = replace(pace, ahead=min(pace.ahead, self._max_ahead))
 
@@ -239,17 +231,26 @@ class Generation:
 
     @property
     def _room_for_copies(self) -> int:
-        """Of a copied run, which costs nothing, so many guesses may be added once there is room for one."""
-        return min(max(self.pace.ahead, COPIED_AHEAD), self._max_ahead, self._remaining - 1) - self.ahead
+        """Of copied text, which costs nothing, so many guesses may still be added."""
+        if not self.pace.ahead:
+            return 0
+        return (
+            min(max(self.pace.ahead, self.pace.copies_ahead), self._max_ahead, self._remaining - 1)
+            - self.ahead
+        )
+
+    @property
+    def _asks_model(self) -> bool:
+        """Whether the model is to guess next; where it is not, text may still be copied."""
+        return self.pace.model and self._room > 0
 
     def _may_guess(self) -> bool:
-        if self._room <= 0:
+        model = self._asks_model
+        if (self._room if model else self._room_for_copies) <= 0:
             return False
         # Whoever asks for strict rounds gets them, whatever the chances.
         strict = self.request.fixed_pace is not None or math.isinf(self.pace.patience_s)
-        return (strict and self.ahead < self.pace.gather) or self.lines.main.worth_going_on(
-            model=self.pace.model
-        )
+        return (strict and self.ahead < self.pace.gather) or self.lines.main.worth_going_on(model=model)
 
     # -- the drafter
 
@@ -257,27 +258,29 @@ class Generation:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
             return []
-        room = self._room if self._may_guess() else 0
+        model = self._asks_model
         alternates = branches - 1 if self._alternates and self.pace.send and self.pace.model else 0
-        lines = self.lines.to_extend(room > 0, alternates, self.pace.alternate_worth, self._remaining)
+        lines = self.lines.to_extend(
+            self._may_guess(), alternates, self.pace.alternate_worth, self._remaining
+        )
         if not lines:
             return []
         self._running = tuple(lines)
-        return [self._task(line, self._room_for_copies if line is self.lines.main else 1) for line in lines]
+        return [self._task(line, model=model or line is not self.lines.main) for line in lines]
 
-    def _task(self, line: Line, at_most: int) -> DraftTask:
+    def _task(self, line: Line, *, model: bool) -> DraftTask:
         assert self.slot is not None
         main, request = self.lines.main, self.request
         before = main.guesses[: line.first - main.first]
         return DraftTask(
             self.slot,
             line.branch,
-            [*self.tokens, *(guess.token for guess in (*before, *line.guesses))],
+            Context(self.tokens, len(self.tokens), tuple(guess.token for guess in (*before, *line.guesses))),
             len(request.prompt),
             len(self.tokens),
             request.sampling,
-            at_most,
-            self.pace.model,
+            self._room_for_copies if line is main else 1,
+            model,
         )
 
     def drafted(
@@ -287,24 +290,29 @@ class Generation:
         running, self._running = self._running or (), None
         if self.slot is None or self.phase is Phase.FINISHED:
             return []
-        for line, task, guesses in zip(running, tasks, results, strict=True):
+        late = [
             self._take(line, task, guesses)
-        return self._send_or_wait(now)
+            for line, task, guesses in zip(running, tasks, results, strict=True)
+        ]
+        return [*(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
 
-    def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> None:
+    def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> bool:
+        """Keeps what still holds; whether the guesses were overtaken by the committed text."""
         position = len(task.context)
         for guess in guesses:
             self.tally.drafted += 1
             self.acceptance.drafted(guess.drafter)
-            self._copied += ((guess.drafter != "model") - self._copied) / COPIED_MEMORY
+            self._copied.add(guess.drafter != "model")
         if self.lines.holds(line) and position == line.end:
             if not guesses and not task.model:
                 line.dry = True
             room = self._room_for_copies if line is self.lines.main else 1
-            line.extend(guesses[: max(0, room)], self.acceptance)
+            line.extend(guesses[: max(0, room)], self.acceptance, self.slot)
         elif line is self.lines.main and guesses and position < len(self.tokens):
             # Too late to be sent, and still a lesson: the text before it was right.
             self._learn(guesses[0], 0, right=guesses[0].token == self.tokens[position])
+            return True
+        return False
 
     def stop_drafting(self) -> list[Command]:
         """There will be no more guesses: the cloud must not wait for any."""
@@ -331,8 +339,12 @@ class Generation:
         if due or self._is_urgent():
             return self._send_hints()
         may_wait = self.lines.unsent(alternates=self._alternates) and not self._gathers()
-        self._flush_at = self._latest(now) if may_wait else None
-        return []
+        self._flush_at = self._last_moment(now) if may_wait else None
+        return self._send_hints() if self._flush_at == now else []
+
+    def _last_moment(self, now: float) -> float:
+        assert self._conditions is not None
+        return last_moment(self._conditions, self._last_tokens_at, self._in_step, now)
 
     def _gathers(self) -> bool:
         """Whether hints wait for their number whatever the time: no step begins without them, or so asked."""
@@ -354,19 +366,6 @@ class Generation:
             # When a hint leaves must not depend on what its token leads to.
             return main.unsent > 0
         return self.request.objective is Objective.LATENCY and main.unsent > 0 and main.sent < AT_ONCE
-
-    def _latest(self, now: float) -> float:
-        """Until when hints may wait and still be there for the next step that they can be there for.
-
-        The cloud's steps are taken to begin one forward after another from its last TOKENS on, half a round
-        trip before those came, and hints take the other half.
-        """
-        assert self._conditions is not None
-        conditions = self._conditions
-        forward_s = conditions.forward_s(self._last_verified)
-        early_s = 2 * conditions.jitter_s + max(EARLY_STEPS * forward_s, EARLY_S)
-        first = self._last_tokens_at - conditions.rtt_s - early_s
-        return first + math.ceil((now - first) / forward_s) * forward_s
 
     def _send_hints(self) -> list[Command]:
         """Everything that is not sent yet, in one frame."""
@@ -408,6 +407,16 @@ class Generation:
         if self._waited_for(self._told) and not self._may_guess():
             commands += self._send_exhausted()
         return commands
+
+    def _ask_to_wait(self) -> list[Command]:
+        """Where hints come too late to tell that the cloud is to wait for them, a token of its own does."""
+        wire_pace = self._wire_pace()
+        wanted = self.pace.send and wire_pace.patience_us and not self._told.patience_us
+        if self.phase is not Phase.STREAMING or not wanted:
+            return []
+        self._told, self._told_exhausted = wire_pace, False
+        last = len(self.tokens) - 1
+        return [Send(Draft(self.stream, last, last, (self.tokens[last],), pace=wire_pace))]
 
     def _waited_for(self, pace: WirePace) -> bool:
         """Whether a cloud of this pace holds its next step back."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecd.edge.acceptance import Acceptance
+from ecd.edge.acceptance import Acceptance, DecayedRate
 from ecd.sampling import Guess
 
 # A guess that is this unlikely to be reached is not made.
@@ -25,7 +25,8 @@ SECOND_PRIOR, SECOND_WEIGHT, SECOND_MEMORY = 0.4, 4.0, 64.0
 class Line:
     """Guesses for the positions from `first` on, `sent` of them sent.
 
-    `chances`: of each, if those before it are right. `dry`: nothing can be copied here.
+    `chances`: of each, if those before it are right. `copied`: so many at the end are copies. `dry`: nothing
+    can be copied here.
     """
 
     first: int
@@ -33,6 +34,7 @@ class Line:
     guesses: list[Guess] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     sent: int = 0
+    copied: int = 0
     dry: bool = False
 
     @property
@@ -53,11 +55,16 @@ class Line:
         """Whether the next guess has a chance to matter; without the model, whether there is one."""
         return (model or not self.dry) and self.reach >= LEAST_CHANCE
 
-    def extend(self, guesses: Sequence[Guess], acceptance: Acceptance) -> None:
-        """Adds guesses at the end."""
+    def extend(self, guesses: Sequence[Guess], acceptance: Acceptance, slot: int | None = None) -> None:
+        """Adds guesses at the end; `slot` is the answer's, which has its own record of copies."""
         for guess in guesses:
+            self.copied = self.copied + 1 if guess.drafter == "lookup" else 0
             self.guesses.append(guess)
-            self.chances.append(acceptance.rate(guess.drafter, guess.confidence))
+            self.chances.append(
+                acceptance.copy_rate(slot, guess.confidence, self.copied - 1)
+                if self.copied
+                else acceptance.rate(guess.drafter, guess.confidence)
+            )
 
     def shift(self) -> None:
         """Its first token was committed."""
@@ -86,7 +93,7 @@ class Lines:
         self._acceptance = acceptance
         self._alternates: list[Line] = []
         self._place = 0
-        self._seconds = self._seconds_right = 0.0
+        self._seconds = DecayedRate(SECOND_MEMORY)
 
     def holds(self, line: Line) -> bool:
         """Whether the line has not been given up since."""
@@ -115,9 +122,7 @@ class Lines:
             main.shift()
             return Settled(guess, place, guess is not None, False)
         if guess.second is not None:
-            keep = 1 - 1 / SECOND_MEMORY
-            self._seconds = self._seconds * keep + 1
-            self._seconds_right = self._seconds_right * keep + (guess.second == token)
+            self._seconds.add(guess.second == token)
         self._place = 0
         taken = [a for a in self._alternates if a.first == position and a.guesses[0].token == token]
         self._alternates.clear()
@@ -130,7 +135,7 @@ class Lines:
     @property
     def second_rate(self) -> float:
         """How often the runner-up is right where the first choice is wrong."""
-        return (self._seconds_right + SECOND_PRIOR * SECOND_WEIGHT) / (self._seconds + SECOND_WEIGHT)
+        return self._seconds.estimate(SECOND_PRIOR, SECOND_WEIGHT)
 
     def to_extend(self, main: bool, alternates: int, worth: float, remaining: int) -> list[Line]:
         """The lines whose next guess is worth most, for one batch.

@@ -4,6 +4,7 @@ Owns which KV cells hold which tokens of which line. Does not know which of them
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ecd.edge.drafter import DraftTask
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
@@ -17,6 +18,35 @@ MAX_SEQUENCES = 256
 BATCH_TOKENS = 128
 # Cells for the tokens in which a slot's alternates differ from its main line.
 ALTERNATE_TOKENS = 64
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a sequence's cells hold: the first `settled` tokens of its slot's committed text, and `rest`.
+
+    Committed text stays, so what is settled is never compared again, however long it is.
+    """
+
+    settled: int = 0
+    rest: list[int] = field(default_factory=list)
+
+    def common(self, task: DraftTask) -> int:
+        """How many of the task's tokens are held, from the first on."""
+        wanted = task.context[self.settled : self.settled + len(self.rest)]
+        same = _common(self.rest, wanted)
+        settled = min(same, max(0, task.committed - self.settled))
+        del self.rest[:settled]
+        self.settled += settled
+        return self.settled + same - settled
+
+    def put(self, start: int, tokens: Sequence[int]) -> None:
+        """The tokens from position `start` on are these from here on."""
+        self.settled = min(self.settled, start)
+        self.rest[start - self.settled :] = tokens
+
+    def copy(self, length: int) -> "_Held":
+        """The first `length` tokens of it, no fewer than are settled."""
+        return _Held(self.settled, self.rest[: length - self.settled])
 
 
 class LlamaDrafter:
@@ -36,8 +66,7 @@ class LlamaDrafter:
             threads=threads,
             exact=False,
         )
-        # What each sequence's cells hold.
-        self._held: list[list[int]] = [[] for _ in range(slots * self.branches)]
+        self._held = [_Held() for _ in range(slots * self.branches)]
 
     def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
         """One batch for all tasks that may run the model; those with most to read get what room is left."""
@@ -56,7 +85,7 @@ class LlamaDrafter:
         decoded = self._context.decode(segments) if segments else []
         for index, segment, rows in zip(taken, segments, decoded, strict=True):
             task = tasks[index]
-            self._held[segment.sequence][segment.start :] = segment.tokens
+            self._held[segment.sequence].put(segment.start, segment.tokens)
             if len(rows):
                 guesses[index] = (
                     guess(rows[0], task.sampling, len(task.context), task.context, task.prompt_len),
@@ -67,7 +96,7 @@ class LlamaDrafter:
         """Frees the slot's cells."""
         for sequence in range(slot * self.branches, (slot + 1) * self.branches):
             self._context.truncate(sequence, 0)
-            self._held[sequence] = []
+            self._held[sequence] = _Held()
 
     def close(self) -> None:
         """Frees the KV cache."""
@@ -84,23 +113,19 @@ class LlamaDrafter:
         """
         mine = self._sequence(task)
         first = task.slot * self.branches
-        shared = {s: _common(self._held[s], task.context) for s in range(first, first + self.branches)}
+        shared = {s: self._held[s].common(task) for s in range(first, first + self.branches)}
         longest = max(shared, key=lambda sequence: shared[sequence])
         if shared[longest] > shared[mine]:
             self._context.copy(longest, mine, shared[longest])
-            self._held[mine] = self._held[longest][: shared[longest]]
+            self._held[mine] = self._held[longest].copy(shared[longest])
         return min(shared[longest], len(task.context) - 1)
 
 
-def _common(held: Sequence[int], context: Sequence[int]) -> int:
-    """Length of the longest common beginning, by bisection: slices compare quickly, items do not."""
-    low, high = 0, min(len(held), len(context))
-    if held[:high] == context[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if held[low:middle] == context[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    if held == wanted:
+        return len(held)
+    for length, (a, b) in enumerate(zip(held, wanted, strict=False)):
+        if a != b:
+            return length
+    return min(len(held), len(wanted))

@@ -11,9 +11,11 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.combined_drafter import CombinedDrafter
 from ecd.edge.drafter import Drafter
+from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective
+from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.wire.connection import Role
@@ -26,9 +28,9 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
     # Not above: an edge with another engine does without llama.cpp's library.
     from ecd.edge.llama_drafter import LlamaDrafter
     from ecd.engine.llama import LlamaModel
-    from ecd.models.fetch import resolve
+    from ecd.models.forms import gguf_file
 
-    model = LlamaModel(resolve(config.model))
+    model = LlamaModel(gguf_file(config.model))
     drafter = LlamaDrafter(
         model,
         slots=config.sessions,
@@ -43,6 +45,7 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
 
     Raises EcdError when it cannot start.
     """
+    serves_http(config)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
@@ -65,21 +68,17 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
     service.attach(uplink)
-    calls = EdgeCalls(
-        service,
-        model,
-        model_name=config.model,
-        objective=Objective(config.objective),
-        ahead=config.ahead_tokens,
-        patience=config.patience_ms,
-        hint_tokens=config.hint_tokens,
-        on_drained=life.on_drained,
+    settings = PaceSettings(
+        Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
     )
+    calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
         background(service.draft_forever, service.tend_forever, uplink.keep),
+        gateway(config, service, model, settings) as urls,
         control_socket(config.socket, calls.handlers()),
     ):
-        log.info("ready: %s for %s, control on %s", config.model, config.cloud, config.socket)
+        http = ", ".join(urls) or "none"
+        log.info("ready: %s for %s, control on %s, HTTP %s", config.model, config.cloud, config.socket, http)
         await until_end(life, service.drain, config.drain_s)
         service.stop()
         # One turn of the loop for the last answers to reach their clients.

@@ -6,31 +6,28 @@ guesses stays right; it does not know tokens, frames or engines. docs/PACING.md 
 
 import functools
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-# Places behind a fork (from 0) at which a new group begins whose acceptance is counted together.
-GROUPS = (0, 1, 2, 4)
-LEAST_FAILURE, RATE_STEP = 0.004, math.log(1.25)
-# What a session's own counts are weighed against: so many guesses' worth of what the whole edge has seen.
-PRIOR_WEIGHT = 4.0
-SESSION_MEMORY = 64.0
-EDGE_MEMORY = 512.0
-FIRST_RATE = 0.7
+from ecd.edge.survival import SESSION_MEMORY, Survival
 
 # Drafting must promise this much, or it is not worth the heat.
 WORTH_IT = 1.02
-# Under `balanced` this much speed is given for fewer target forwards.
-BALANCED_LOSS = 0.02
+# Under `balanced` this much speed is given for fewer target forwards. How two forecasts compare is off by up
+# to so much, docs/PACING.md tells where that was measured: of the loss only the rest is given knowingly.
+BALANCED_LOSS, FORECAST_ERROR = 0.02, 0.01
+# Under `cost` so many times the forwards of the fastest strict rounds are as good as theirs, and no step is
+# to wait longer than this for its hints: text must flow.
+AS_FEW, COST_WAIT_S = 1.05, 2.0
 GATHERS = (1, 2, 3, 4, 6, 8, 12, 16)
-HORIZON = 64
-# While the model is quiet, copied text may run so far ahead: it costs nothing to find.
-COPIED = 8
+# While nothing has been measured, copied text may run so far ahead: it costs nothing to find.
+COPIES_AHEAD = 24
 QUIET_FIRST, QUIET_LONGEST = 32, 512
 # So many committed tokens a decision holds: to forecast all choices takes a millisecond.
 DECIDED_FOR = 3
+# What a copied guess takes.
+NO_TIME_S = 1e-6
 PROBE_GUESSES, PROBE_TOKENS, PROBE_AHEAD = 6, 16, 4
 
 
@@ -72,7 +69,8 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A decision. `ahead`: how far to draft beyond the committed text, 0: not at all.
+    """A decision. `ahead`: how far to draft beyond the committed text, 0: not at all; copied text may run on
+    to `copies_ahead`.
 
     The cloud holds a step back for up to `patience_s` until `gather` hints are there. `send` is False while
     guesses are only compared with what the target says. `model` is False while only copied text is hinted.
@@ -85,6 +83,7 @@ class Pace:
     send: bool = True
     model: bool = True
     alternate_worth: float = 0.0
+    copies_ahead: int = COPIES_AHEAD
     forecast: Forecast | None = None
     plain_tokens_per_s: float | None = None
 
@@ -155,6 +154,25 @@ def rounds_forecast(conditions: Conditions, survival: Sequence[float], k: int) -
     return Forecast(expected / seconds, 1 / expected)
 
 
+def _may_wait(conditions: Conditions, gather: int, objective: Objective) -> bool:
+    """Whether waiting for so many hints is to be looked at."""
+    if objective is Objective.COST:
+        return conditions.rtt_s + gather * conditions.draft_s <= COST_WAIT_S
+    # Whoever is waited for while others go on misses a whole step.
+    return conditions.alone
+
+
+def _patience_s(conditions: Conditions, gather: int, objective: Objective) -> float:
+    """Until so many hints can be there, with a margin; under `cost` without end."""
+    if objective is Objective.COST:
+        return math.inf
+    return conditions.rtt_s + (gather + 1.5) * conditions.draft_s + 4 * conditions.jitter_s
+
+
+# A forecast, how many hints are waited for, and for how long.
+Choice = tuple[Forecast, int, float]
+
+
 @functools.lru_cache(maxsize=4096)
 def best_pace(
     conditions: Conditions,
@@ -164,21 +182,17 @@ def best_pace(
     max_ahead: int,
 ) -> Pace:
     """The pace that serves the objective best, whether or not it beats not drafting."""
-    margin = 4 * conditions.jitter_s
-    choices = [
-        (forecast(conditions, survival, 1, 0.0, max_verify), 1, 0.0),
-        *(
-            (forecast(conditions, survival, gather, patience_s, max_verify), gather, patience_s)
-            for gather in GATHERS
-            # Whoever is waited for while others go on misses a whole step.
-            if gather <= max_verify and (conditions.alone or objective is Objective.COST)
-            for patience_s in [
-                math.inf
-                if objective is Objective.COST
-                else conditions.rtt_s + (gather + 1.5) * conditions.draft_s + margin
-            ]
-        ),
-    ]
+    choices: list[Choice] = [(forecast(conditions, survival, 1, 0.0, max_verify), 1, 0.0)]
+    for gather in GATHERS:
+        if gather <= max_verify and _may_wait(conditions, gather, objective):
+            patience_s = _patience_s(conditions, gather, objective)
+            overlap = not _too_slow_to_overlap(conditions, patience_s)
+            made = (
+                forecast(conditions, survival, gather, patience_s, max_verify)
+                if overlap
+                else rounds_forecast(conditions, survival, gather)
+            )
+            choices.append((made, gather, patience_s))
     match objective:
         case Objective.LATENCY:
             chosen = max(choices, key=lambda choice: choice[0].tokens_per_s)
@@ -187,20 +201,19 @@ def best_pace(
                 chosen = choices[0]
         case Objective.BALANCED:
             fastest = max(choice[0].tokens_per_s for choice in choices)
-            quick = [c for c in choices if c[0].tokens_per_s >= (1 - BALANCED_LOSS) * fastest]
+            least = (1 - BALANCED_LOSS + FORECAST_ERROR) * fastest
+            quick = [choice for choice in choices if choice[0].tokens_per_s >= least]
             chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
         case Objective.COST:
-            rounds = max(
-                (rounds_forecast(conditions, survival, k).tokens_per_s for k in GATHERS if k <= max_verify),
-                default=0.0,
-            )
-            quick = [c for c in choices if c[0].tokens_per_s > WORTH_IT * rounds] or choices
-            chosen = min(quick, key=lambda choice: choice[0].forwards_per_token)
+            chosen = _cheapest(conditions, survival, choices, max_verify)
     best, gather, patience_s = chosen
     return Pace(
-        _window(conditions, max_verify, max_ahead, gather),
+        gather
+        if _too_slow_to_overlap(conditions, patience_s)
+        else _window(conditions, max_verify, max_ahead, gather),
         gather,
         patience_s,
+        copies_ahead=_window(replace(conditions, draft_s=NO_TIME_S), max_verify, max_ahead, gather),
         # An alternate saves the round trip and the first guess after a fork, or a step if that takes as long.
         alternate_worth=min(1.0, (conditions.rtt_s + 1.5 * conditions.draft_s) / conditions.step_s),
         forecast=best,
@@ -208,65 +221,44 @@ def best_pace(
     )
 
 
+def _cheapest(
+    conditions: Conditions, survival: Sequence[float], choices: Sequence[Choice], max_verify: int
+) -> Choice:
+    """Fewest forwards of what is faster than the fastest strict rounds.
+
+    With a slow draft nothing is, or only what takes more forwards than they do. Then the fastest of those
+    that take as few.
+    """
+    rounds = max(
+        (rounds_forecast(conditions, survival, k) for k in GATHERS if k <= max_verify),
+        key=lambda made: made.tokens_per_s,
+        default=Forecast(0.0, 1.0),
+    )
+    as_few = [c for c in choices if c[0].forwards_per_token <= AS_FEW * rounds.forwards_per_token]
+    quick = [c for c in as_few if c[0].tokens_per_s > WORTH_IT * rounds.tokens_per_s]
+    if quick:
+        return min(quick, key=lambda choice: choice[0].forwards_per_token)
+    return max(as_few or choices, key=lambda choice: choice[0].tokens_per_s)
+
+
+def _too_slow_to_overlap(conditions: Conditions, patience_s: float) -> bool:
+    """Whether guesses behind those that the cloud waits for come too late to be of use.
+
+    The first of them is for the token that the forward commits by itself, so that two must be made meanwhile.
+    """
+    return math.isinf(patience_s) and conditions.rtt_s + conditions.step_s < 2 * conditions.draft_s
+
+
 def _window(conditions: Conditions, max_verify: int, max_ahead: int, gather: int) -> int:
-    """What the cloud can use up before the edge hears of it, if all is right, and a forward's hints more."""
-    draft_s, step_s = conditions.draft_s, conditions.step_s
-    hints = min(max_verify, int(step_s / draft_s) + 1)
-    rate = min(1 / draft_s, (hints + 1) / conditions.forward_s(hints))
-    needed = math.ceil((conditions.rtt_s + 4 * conditions.jitter_s + step_s) * rate) + hints
+    """As many as one forward can take, and what can be made and used up until the edge hears of it.
+
+    With fewer the edge would stand still while the cloud verifies all it has.
+    """
+    hints = min(max_verify, int(conditions.step_s / conditions.draft_s) + 1)
+    forward_s = conditions.forward_s(hints)
+    rate = min(1 / conditions.draft_s, (hints + 1) / forward_s)
+    needed = math.ceil((conditions.rtt_s + 4 * conditions.jitter_s + forward_s) * rate) + max_verify
     return max(gather, min(max_ahead, max(PROBE_AHEAD, needed)))
-
-
-@dataclass(slots=True)
-class Survival:
-    """How often guesses are right by their place behind a fork, older ones counting less and less."""
-
-    memory: float
-    right: list[float] = field(default_factory=lambda: [0.0] * len(GROUPS))
-    settled: list[float] = field(default_factory=lambda: [0.0] * len(GROUPS))
-
-    def settle(self, place: int, right: bool) -> None:
-        """The guess at `place` (from 0) behind the last fork came true or did not."""
-        keep = 1 - 1 / self.memory
-        self.right = [count * keep for count in self.right]
-        self.settled = [count * keep for count in self.settled]
-        group = bisect_right(GROUPS, place) - 1
-        self.right[group] += right
-        self.settled[group] += 1
-
-    @property
-    def rate(self) -> float:
-        """Share of guesses that were right, all places together."""
-        return (sum(self.right) + PRIOR_WEIGHT * FIRST_RATE) / (sum(self.settled) + PRIOR_WEIGHT)
-
-    def rates(self, prior: "Survival | None") -> list[float]:
-        """Acceptance by group of places; few counts lean on the session's mean, and that on `prior`."""
-        base = FIRST_RATE if prior is None else prior.rate
-        settled = sum(self.settled)
-        mean = (sum(self.right) + PRIOR_WEIGHT * base) / (settled + PRIOR_WEIGHT)
-        return [
-            (right + PRIOR_WEIGHT * mean) / (count + PRIOR_WEIGHT)
-            for right, count in zip(self.right, self.settled, strict=True)
-        ]
-
-    def curve(self, prior: "Survival | None") -> tuple[float, ...]:
-        """survival[j] for `forecast`, in steps coarse enough that decisions can be remembered."""
-        return _curve(tuple(_level(rate) for rate in self.rates(prior)))
-
-
-def _level(rate: float) -> int:
-    """The chance of failing in steps of a quarter: 0.99 and 0.97 are as far apart as 0.5 and 0.1."""
-    return round(math.log(max(1 - rate, LEAST_FAILURE)) / RATE_STEP)
-
-
-@functools.lru_cache(maxsize=4096)
-def _curve(levels: tuple[int, ...]) -> tuple[float, ...]:
-    curve, chance = [1.0], 1.0
-    while chance > 1e-3 and len(curve) <= HORIZON:
-        level = levels[bisect_right(GROUPS, len(curve) - 1) - 1]
-        chance *= 1 - min(1.0, math.exp(level * RATE_STEP))
-        curve.append(chance)
-    return tuple(curve)
 
 
 @dataclass(slots=True)
@@ -294,6 +286,10 @@ class Pacer:
         self.session.settle(place, right)
         self.edge.settle(place, right)
 
+    def quiet_for(self, committed: int) -> int:
+        """Tokens for which the draft model stays quiet."""
+        return max(0, self._quiet_until - committed)
+
     def pace(self, conditions: Conditions | None, committed: int, max_ahead: int, unsure: Pace) -> Pace:
         """What to do from here on; `unsure` while nothing has been measured yet."""
         if conditions is None:
@@ -311,7 +307,7 @@ class Pacer:
             # Fewer forwards are what it is for, whatever the speed.
             pays = WORTH_IT * best.forecast.forwards_per_token < 1
         if committed < self._quiet_until:
-            return Pace(COPIED, model=False, plain_tokens_per_s=best.plain_tokens_per_s)
+            return self._quiet_pace(best)
         if self._probing_since is None and pays:
             return best
         if self._probing_since is None and self._quiet_until:
@@ -325,7 +321,13 @@ class Pacer:
                 return best
             self._quiet = min(2 * self._quiet, QUIET_LONGEST)
         self._quiet_until = committed + self._quiet
-        return Pace(COPIED, model=False, plain_tokens_per_s=best.plain_tokens_per_s)
+        return self._quiet_pace(best)
+
+    @staticmethod
+    def _quiet_pace(best: Pace) -> Pace:
+        """Nothing but copied text."""
+        ahead = best.copies_ahead
+        return Pace(ahead, model=False, copies_ahead=ahead, plain_tokens_per_s=best.plain_tokens_per_s)
 
 
 def _coarse(conditions: Conditions) -> Conditions:

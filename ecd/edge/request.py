@@ -4,7 +4,7 @@ Owns the request's settings and the pace that they fix. Knows no frames and no e
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecd.edge.pacing import Objective, Pace
 from ecd.sampling import Sampling
@@ -20,7 +20,9 @@ class Request:
 
     `ahead`, `patience_us` and `hint_tokens` (hints gathered into a frame, and waited for by a patient cloud)
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
-    controller.
+    controller. Without `alternates` the draft's second choices are not followed.
+    `logprobs`: how many of the most likely tokens to tell with each committed one, None for no logprobs.
+    `timeline`: keep what happens and when, for a reader that draws it.
     """
 
     prompt: tuple[int, ...]
@@ -28,10 +30,18 @@ class Request:
     max_tokens: int
     stop: tuple[str, ...] = ()
     draft: bool = True
+    alternates: bool = True
     objective: Objective = Objective.BALANCED
     ahead: int | None = None
     patience_us: int | None = None
     hint_tokens: int | None = None
+    logprobs: int | None = None
+    timeline: bool = False
+
+    @property
+    def first_pace(self) -> Pace:
+        """The controller's before anything is measured."""
+        return replace(UNSURE, patience_s=math.inf if self.objective is Objective.COST else 0.0)
 
     @property
     def fixed_pace(self) -> Pace | None:
@@ -60,6 +70,8 @@ class Tally:
     accepted: int = 0
     alternates_sent: int = 0
     alternates_used: int = 0
+    quiet_tokens: int = 0
+    probing_tokens: int = 0
     forwards: int = 0
     forwards_without_hints: int = 0
     resumed: int = 0

@@ -10,15 +10,19 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import Any
+from typing import Any, assert_never
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
+from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
-from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Send
+from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import EDGE_MEMORY, Pacer, Survival
+from ecd.edge.pacing import Pacer
+from ecd.edge.reopening import Reopen
 from ecd.edge.request import Request
+from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
 from ecd.sampling import Guess
@@ -55,6 +59,7 @@ class EdgeService:
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
         self.cloud_limits: dict[str, Any] = {}
+        self.cloud_ends: frozenset[int] = frozenset()
         self.acceptance = acceptance
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
@@ -92,6 +97,8 @@ class EdgeService:
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
             )
         request.sampling.check_vocabulary(self._n_vocab)
+        if not all(0 <= token < self._n_vocab for token in request.prompt):
+            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
@@ -102,6 +109,8 @@ class EdgeService:
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
         generation = Generation(request, self.acceptance, pacer)
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
+        if request.timeline:
+            answer.timeline = Timeline(now, len(request.prompt))
         fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
         if request.draft and request.ahead != 0 and fits and self._free_slots:
             answer.generation.slot = self._free_slots.pop()
@@ -110,6 +119,12 @@ class EdgeService:
         self._open(answer)
         self._draft_wanted.set()
         return answer
+
+    def room_behind(self, prompt_tokens: int) -> int:
+        """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
+        cloud = int(self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)) - prompt_tokens
+        slot = self._drafter.slot_tokens - prompt_tokens
+        return max(1, min(cloud, slot) if slot > 0 else cloud)
 
     def cancel(self, answer_id: int) -> None:
         """Ends an answer. Raises BadRequest when there is none of that number."""
@@ -196,7 +211,10 @@ class EdgeService:
         for answer, tasks in wanted:
             guesses = list(itertools.islice(left, len(tasks)))
             if answer.id in self.answers:
-                self._perform(answer, answer.generation.drafted(tasks, guesses, monotonic()))
+                now = monotonic()
+                if answer.timeline is not None:
+                    answer.timeline.drafted(tasks, guesses, now - seconds, now)
+                self._perform(answer, answer.generation.drafted(tasks, guesses, now))
 
     def _free(self, answer: Answer) -> None:
         slot = answer.generation.slot
@@ -214,6 +232,8 @@ class EdgeService:
             case Connected():
                 self.cloud_model = getattr(event.peer, "model", {})
                 self.cloud_limits = event.peer.limits
+                ends = event.peer.fingerprint["special"].get("end_of_generation")
+                self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
                 self._takes_alternates = "alternates" in event.peer.features
                 for answer in list(self.answers.values()):
                     self._open(answer)
@@ -278,12 +298,16 @@ class EdgeService:
         match message:
             case Tokens():
                 try:
-                    if message.ids and max(message.ids) >= self._n_vocab:
-                        raise ProtocolError(
-                            f"token id {max(message.ids)} is not in the vocabulary of {self._n_vocab}"
-                        )
+                    told = (token for each in message.logprobs or () for token, _ in each.top)
+                    largest = max(itertools.chain(message.ids, told), default=0)
+                    if largest >= self._n_vocab:
+                        raise ProtocolError(f"token id {largest} is not in the vocabulary of {self._n_vocab}")
                     self._measure(answer, message)
-                    self._perform(answer, answer.generation.receive(message, monotonic()))
+                    now = monotonic()
+                    if answer.timeline is not None:
+                        guesses = answer.generation.lines.main.guesses
+                        answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
+                    self._perform(answer, answer.generation.receive(message, now))
                     self._steer_soon(answer)
                 except ProtocolError as e:
                     log.error("the cloud broke the protocol: %s", e)
@@ -292,13 +316,19 @@ class EdgeService:
                 self._draft_wanted.set()
             case Reset():
                 del self._by_stream[message.stream]
+                reason = readable(message.message)
                 answer.generation.lost()
-                begun = bool(answer.generation.committed)
-                if message.code is Code.DRAINING or (message.code is Code.BUSY and begun):
-                    # Not this cloud, or not now: `tend_forever` tries again, what is committed is not lost.
-                    self.uplink.reason = readable(message.message)
-                else:
-                    self._end(answer, RemoteError(message.code, readable(message.message)))
+                match answer.reopening.after(message.code, len(answer.generation.committed)):
+                    case Reopen.NOW:
+                        log.warning("session %d is opened again: %s", answer.id, reason)
+                        self._open(answer)
+                    case Reopen.LATER:
+                        # Not this cloud, or not now: `tend_forever` tries again.
+                        self.uplink.reason = reason
+                    case Reopen.NEVER:
+                        self._end(answer, RemoteError(message.code, reason))
+                    case other:
+                        assert_never(other)
             case _:
                 log.debug("ignored %s", type(message).__name__)
 
@@ -328,12 +358,14 @@ class EdgeService:
             )
 
     def _on_timer(self, answer: Answer) -> None:
-        answer.timer = None
+        answer.timer = answer.due = None
         if answer.id in self.answers:
             self._perform(answer, answer.generation.timeout(monotonic()))
 
     def _perform(self, answer: Answer, commands: list[Command]) -> None:
         """Does what the generation wants, and sees to its timer."""
+        if answer.timeline is not None:
+            answer.timeline.performed(commands, monotonic())
         for command in commands:
             match command:
                 case Send():
@@ -343,9 +375,12 @@ class EdgeService:
                 case Finished():
                     self.totals.finished += 1
                     self._end(answer, command.reason)
+        due = answer.generation.next_timer()
+        if due == answer.due:
+            return
+        answer.due = due
         if answer.timer is not None:
             answer.timer.cancel()
-        due = answer.generation.next_timer()
         answer.timer = (
             None
             if due is None
@@ -364,11 +399,12 @@ class EdgeService:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
         answer.last_at = now
         done = answer.generation.phase is Phase.FINISHED
-        text = ""
-        for index, token in enumerate(emit.ids):
-            text += answer.text.feed(self._piece(token), last=done and index == len(emit.ids) - 1)
+        last = len(emit.ids) - 1 if done else None
+        pieces = tuple(
+            answer.text.feed(self._piece(token), last=index == last) for index, token in enumerate(emit.ids)
+        )
         names = tuple(origin.label for origin in emit.origins)
-        answer.chunks.put_nowait(Chunk(text, emit.ids, names))
+        answer.chunks.put_nowait(Chunk("".join(pieces), emit.ids, names, pieces, emit.logprobs))
 
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:

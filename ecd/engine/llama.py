@@ -82,25 +82,19 @@ class LlamaModel:
 
     def fingerprint(self) -> Fingerprint:
         """What another model must share so that token ids mean the same."""
-        vocab = self._vocab
-        buffer = ctypes.create_string_buffer(1024)
-
-        def piece(token: int) -> tuple[bytes, bool]:
-            n = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
-            return buffer.raw[:n] if n >= 0 else b"", bool(llama_cpp.llama_vocab_is_control(vocab, token))
-
-        special = {
-            "bos": self.bos,
-            "eos": self.eos,
-            "end_of_generation": sorted(self.eog),
-            "add_bos": bool(self.adds_bos),
-        }
+        special = {"bos": self.bos if self.adds_bos else None, "end_of_generation": sorted(self.eog)}
         return Fingerprint.of(
-            (piece(token) for token in range(self.n_vocab)),
+            (self._meaning(token) for token in range(self.n_vocab)),
             special,
             f"{self._meta('tokenizer.ggml.model')}/{self._meta('tokenizer.ggml.pre')}",
             lambda text, parse_special: self.tokenize(text, add_bos=True, parse_special=parse_special),
         )
+
+    def _meaning(self, token: int) -> bytes:
+        """The bytes of a token, or a control token's name; none of one that pads the vocabulary."""
+        piece = self.piece(token, control=True)
+        # llama.cpp gives padding no bytes unless an old converter marked it as text
+        return b"" if piece == b"[PAD%d]" % token else piece
 
     def _meta(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)

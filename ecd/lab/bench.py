@@ -16,19 +16,31 @@ import click
 
 from ecd.lab.capacity import capacity
 from ecd.lab.host import describe_machine, versions
+from ecd.lab.options import (
+    FILE,
+    MS,
+    MS_ABOVE_0,
+    REPEATS,
+    SEED,
+    SHARE,
+    THREADS,
+    TOKENS,
+    FiniteFloatRange,
+    listed,
+)
 from ecd.lab.overhead import overhead
-from ecd.lab.pace import pace
-from ecd.lab.page import AGAINST_BEST, COLUMNS, check_matplotlib, page, text_table
+from ecd.lab.pace import DRAFT_LINE_COST, pace
+from ecd.lab.page import AGAINST_BEST, COLUMNS, GAIN, check_matplotlib, page, text_table
 from ecd.lab.pair import WRONG, Pair, real_pair, replayed_pair
 from ecd.lab.peers import peers
-from ecd.lab.plan import numbers
 from ecd.lab.record import record
 from ecd.lab.report import report_of
-from ecd.lab.runs import Campaign, Cell, Mode, Objective
+from ecd.lab.runs import USUAL_MODES, Campaign, Cell, Mode, Objective
+from ecd.lab.serving import serving
 from ecd.lab.stream import measure
 from ecd.lab.system import REPLAY
 
-MAX_SEED = (1 << 63) - 1
+_listed_ks = listed(click.IntRange(1, 64))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +53,7 @@ bench.add_command(pace)
 bench.add_command(overhead)
 bench.add_command(capacity)
 bench.add_command(peers)
+bench.add_command(serving)
 
 
 def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple[Mode, ...]:
@@ -54,15 +67,7 @@ def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 def _ks(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
     """The k to try; none means that the simulation chooses."""
-    if value == "auto":
-        return ()
-    given = numbers(context, option, value) or ()
-    if not all(k.is_integer() and 1 <= k <= 64 for k in given):
-        raise click.BadParameter(f"{value!r} is neither `auto` nor whole numbers from 1 to 64")
-    return tuple(int(k) for k in given)
-
-
-_file = click.Path(path_type=Path, dir_okay=False, writable=True)
+    return () if value == "auto" else _listed_ks(context, option, value)
 
 
 @bench.command()
@@ -71,24 +76,21 @@ _file = click.Path(path_type=Path, dir_okay=False, writable=True)
     "--draft", help="Likewise; with replay: the trace's own, or `wrong` for one that never is right."
 )
 @click.option(
-    "--rtt", "rtts_ms", default="0,20,50,100,200", show_default=True, callback=numbers, help="In ms."
+    "--rtt", "rtts_ms", callback=listed(MS), default="0,20,50,100,200", show_default=True, help="In ms."
 )
-@click.option("--modes", default=",".join(Mode), show_default=True, callback=_modes)
+@click.option(
+    "--modes", default=",".join(USUAL_MODES), show_default=True, callback=_modes,
+    help="Also ecd-no-alternates, to see what alternates are worth.",
+)  # fmt: skip
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
     help='JSONL of {"class", "prompt"}.  [default: ecd\'s own 24]',
 )
-@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Of the whole.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="Of order, answers, jitter.",
-)
-@click.option("--temperature", type=click.FloatRange(0, 100), help="0 greedy, else coupled.  [default: 0]")
+@click.option("--max-tokens", type=TOKENS, default=64, show_default=True, help="Of each answer.")
+@click.option("--repeat", type=REPEATS, default=1, show_default=True, help="Of the whole.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of order, answers, jitter.")
+@click.option("--temperature", type=FiniteFloatRange(0, 100), help="0 greedy, else coupled.  [default: 0]")
 @click.option(
     "--objective", type=click.Choice(["latency", "balanced", "cost"]), default="latency", show_default=True,
     help="Of mode ecd.",
@@ -96,17 +98,20 @@ _file = click.Path(path_type=Path, dir_okay=False, writable=True)
 @click.option(
     "--rounds-k", "ks", default="auto", show_default=True, callback=_ks, help="Or N[,N...]: the best."
 )
-@click.option(
-    "--jitter-ms", type=click.FloatRange(min=0), default=0.0, help="Added each way, from 0 to this."
-)
+@click.option("--jitter-ms", type=MS, default=0.0, help="Added each way, from 0 to this.")
 @click.option("--stalls", is_flag=True, help="The links stand still for 300 ms every 5 s.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each engine.")
-@click.option("--step-ms", type=click.FloatRange(0, min_open=True), help="Replay: a step of one token.")
-@click.option("--step-slope", type=click.FloatRange(0), help="Replay: each further token.  [default: 0.02]")
-@click.option("--draft-ms", type=click.FloatRange(0, min_open=True), help="Replay: one drafted token.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
+@click.option("--step-ms", type=MS_ABOVE_0, help="Replay: a step of one token.")
+@click.option("--step-slope", type=SHARE, help="Replay: each further token.  [default: 0.02]")
+@click.option("--draft-ms", type=MS_ABOVE_0, help="Replay: one drafted token.")
+@click.option(
+    "--draft-line-cost",
+    type=SHARE,
+    help=f"Replay: each further line in a forward of the draft, as on a CPU.  [default: {DRAFT_LINE_COST}]",
+)
 @click.option("--pace", metavar="PROFILE", help="Replay: a measured curve of step times.")
-@click.option("--json", "json_file", type=_file, help="Write the results here.")
-@click.option("--html", "html_file", type=_file, help="Write a report with plots here.")
+@click.option("--json", "json_file", type=FILE, help="Write the results here.")
+@click.option("--html", "html_file", type=FILE, help="Write a report with plots here.")
 def stream(
     target: str,
     draft: str | None,
@@ -125,6 +130,7 @@ def stream(
     step_ms: float | None,
     step_slope: float | None,
     draft_ms: float | None,
+    draft_line_cost: float | None,
     pace: str | None,
     json_file: Path | None,
     html_file: Path | None,
@@ -132,7 +138,10 @@ def stream(
     """Stream the same answers in every mode over emulated links, interleaved, and compare.
 
     cloud: no drafts; rounds: draft k and wait; wait: hints as they come, a cloud that waits for them; ecd: as
-    its controller decides. Ctrl-C ends it early and reports what there is.
+    its controller decides; ecd-no-alternates: likewise, without hints for the case that a guess is wrong.
+
+    Intervals are 95 %, bootstrap: of repeats within each prompt, or of prompts where one was measured only
+    once. Ctrl-C ends it early and reports what there is.
     """
     if html_file:
         check_matplotlib()
@@ -147,6 +156,7 @@ def stream(
         step_ms=step_ms,
         step_slope=step_slope,
         draft_ms=draft_ms,
+        draft_line_cost=draft_line_cost,
         pace=pace,
     )
     campaign = Campaign(rtts_ms, modes, ks, max_tokens, repeat, seed, objective, jitter_ms, stalls)
@@ -162,11 +172,13 @@ def stream(
     }
     if json_file:
         json_file.write_text(json.dumps(report, ensure_ascii=False))
+    click.echo(text_table(report["results"], COLUMNS[:10]))
+    for name, columns in (("ratio_to_best", AGAINST_BEST), ("ratio_to_no_alternates", GAIN)):
+        if lines := [line for line in report["results"] if line.get(name)]:
+            click.echo(f"\n{text_table(lines, columns)}")
+    click.echo(f"\nintervals: {report['intervals']}")
     if html_file:
         html_file.write_text(page(report))
-    click.echo(text_table(report["results"], COLUMNS[:10]))
-    click.echo()
-    click.echo(text_table([line for line in report["results"] if line.get("ratio_to_best")], AGAINST_BEST))
     if measured.interrupted or report["failed"] or report["differing"]:
         click.echo(
             f"{len(measured.runs)} of {measured.planned} requests made, {report['failed']} failed; "
@@ -195,11 +207,18 @@ def _pair(
     step_ms: float | None,
     step_slope: float | None,
     draft_ms: float | None,
+    draft_line_cost: float | None,
     pace: str | None,
 ) -> Pair:
     """The models that the options name. Raises UsageError for options that do not go together."""
     if not target.startswith(REPLAY):
-        of_replay = {"--step-ms": step_ms, "--step-slope": step_slope, "--draft-ms": draft_ms, "--pace": pace}
+        of_replay = {
+            "--step-ms": step_ms,
+            "--step-slope": step_slope,
+            "--draft-ms": draft_ms,
+            "--draft-line-cost": draft_line_cost,
+            "--pace": pace,
+        }
         given = [name for name, value in of_replay.items() if value is not None]
         if given:
             raise click.UsageError(f"{', '.join(given)}: only with --target replay:TRACE")
@@ -219,6 +238,7 @@ def _pair(
         step_ms=step_ms,
         step_slope=0.02 if step_slope is None else step_slope,
         draft_ms=draft_ms,
+        draft_line_cost=DRAFT_LINE_COST if draft_line_cost is None else draft_line_cost,
         pace=pace,
         always_wrong=draft == WRONG,
     )

@@ -3,13 +3,34 @@
 Owns the arithmetic: pure, numpy, seeded. Knows nothing of what was measured.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # per cent
+
+
+class Resampled(StrEnum):
+    """What an interval is about: other repeats of the same prompts, or other prompts."""
+
+    REPEATS = "repeats"
+    PROMPTS = "prompts"
+
+
+_WORDS = {
+    Resampled.REPEATS: "repeats within each prompt; the set of prompts is taken as given",
+    Resampled.PROMPTS: "prompts, where one was measured only once",
+}
+
+
+def describe(resampled: Collection[Resampled]) -> str:
+    """What intervals are about, for a report that has them."""
+    words = "; or of ".join(words for what, words in _WORDS.items() if what in resampled)
+    return f"95 %, bootstrap, {RESAMPLES:,} resamples of {words}" if words else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,38 +43,58 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The bootstrap distribution's median and 95 % interval, and how many pairs went in."""
+    """The bootstrap distribution's median and 95 % interval, and how many pairs went in.
+
+    A single pair has an interval without width: nothing is known of what another one would have given.
+    """
 
     median: float
     lo: float
     hi: float
     pairs: int
+    resampled: Resampled
 
 
 def ratio_interval(ours: Amounts, theirs: Amounts, seed: int) -> Interval | None:
     """All our work over all our time, over the same of theirs; only pairs that both have count.
 
-    With repeats the prompts are taken as given and repeats are resampled within each; with one repeat the
-    prompts are resampled. None without a pair, or where either took no time.
+    Where every prompt has at least two pairs, the prompts are taken as given and repeats are resampled within
+    each; else the prompts are resampled, each with all its pairs. Of the n units of a stratum n - 1 are
+    drawn, with replacement, and weighted n / (n - 1) (McCarthy and Snowden 1985; Rao and Wu 1988, Journal of
+    the American Statistical Association 83:231-241): so the variance of a resampled sum is the unbiased
+    estimate of the sum's. Drawing all n makes it (n - 1) / n of that: with two repeats, half.
+
+    None without a pair, or where either took no time.
     """
     parts = np.stack([ours.work, ours.time, theirs.work, theirs.time])
-    there = ~np.isnan(parts).any(axis=0)
+    there = np.asarray(~np.isnan(parts).any(axis=0))
     parts = np.where(there, parts, 0.0)
     if not (parts.sum(axis=(1, 2)) > 0).all():
         return None
-    rng = np.random.default_rng(seed)
-    if there.shape[1] < 2:
-        parts, there = parts.transpose(0, 2, 1), there.T
-    # Each row keeps its number of valid entries: they are moved to the front and drawn from.
+    pairs = there.sum(axis=1)
+    resampled = Resampled.REPEATS if (pairs[pairs > 0] > 1).all() else Resampled.PROMPTS
+    if resampled is Resampled.PROMPTS:
+        parts, there = parts.sum(axis=2)[:, None], (pairs > 0)[None]
+    ratios = _resampled_ratios(parts, there, np.random.default_rng(seed))
+    if not ratios.size:
+        return None
+    lo, hi = np.percentile(ratios, INTERVAL)
+    return Interval(float(np.median(ratios)), float(lo), float(hi), int(pairs.sum()), resampled)
+
+
+def _resampled_ratios(
+    parts: NDArray[np.float64], there: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Ratios of resampled sums. `parts`: `[part, stratum, unit]`, `there` which units are."""
+    # Each stratum's units are moved to the front and drawn from.
     order = np.argsort(~there, axis=1, kind="stable")
     parts = np.take_along_axis(parts, order[None], axis=2)
-    counts = there.sum(axis=1)
-    drawn = (rng.random((RESAMPLES, *there.shape)) * counts[:, None]).astype(np.intp)
-    kept = np.arange(there.shape[1]) < counts[:, None]
+    counts = there.sum(axis=1)[:, None]
+    draws = np.maximum(counts - 1, 1)
+    picks = (rng.random((RESAMPLES, *there.shape)) * counts).astype(np.intp)
+    weights = np.where(np.arange(there.shape[1]) < draws, counts / draws, 0.0)
     rows = np.arange(there.shape[0])[:, None]
-    sums = [np.where(kept, part[rows, drawn], 0.0).sum(axis=(1, 2)) for part in parts]
+    sums = [(weights * part[rows, picks]).sum(axis=(1, 2)) for part in parts]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (sums[0] / sums[1]) / (sums[2] / sums[3])
-    ratios = ratios[np.isfinite(ratios)]
-    lo, hi = np.percentile(ratios, INTERVAL)
-    return Interval(float(np.median(ratios)), float(lo), float(hi), int(there.sum()))
+    return np.asarray(ratios[np.isfinite(ratios)])

@@ -5,10 +5,9 @@ in its batch, whosever they are. Every few sessions have an edge of their own, a
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -17,11 +16,12 @@ import click
 import uvloop
 
 from ecd.config import split_address
-from ecd.lab.host import describe_machine, versions
+from ecd.lab.host import describe_machine
 from ecd.lab.load import Window, requests, watch
-from ecd.lab.overhead import whole_numbers
+from ecd.lab.options import FILE, MS, MS_ABOVE_0, SECONDS, SHARE, FiniteFloatRange, listed
 from ecd.lab.pace import Line, Point, Profile, save_profile
 from ecd.lab.rig import running_links
+from ecd.lab.rows import publish_emulated
 from ecd.lab.runs import Campaign, Mode, Objective, Variant
 from ecd.lab.shipped import find_file
 from ecd.lab.system import REPLAY, DaemonProcess, address_of, running_cloud, running_edge
@@ -107,7 +107,7 @@ def straight_pace(step_ms: float, slope: float) -> Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Regime:
+class Emulation:
     """What is emulated: a trace, a profile of step times, the draft's time, and the link."""
 
     trace: Path
@@ -118,29 +118,29 @@ class Regime:
 
 @contextlib.contextmanager
 def running_system(
-    folder: Path, regime: Regime, most: int
+    folder: Path, emulation: Emulation, most: int
 ) -> Iterator[tuple[DaemonProcess, list[DaemonProcess]]]:
     """A cloud for `most` sessions, the link, and edges enough for them."""
-    model = f"{REPLAY}{regime.trace}"
+    model = f"{REPLAY}{emulation.trace}"
     with contextlib.ExitStack() as stack:
         cloud = stack.enter_context(
-            running_cloud(folder, model, "--sessions", str(most), "--pace", str(regime.pace))
+            running_cloud(folder, model, "--sessions", str(most), "--pace", str(emulation.pace))
         )
         (address,) = stack.enter_context(
-            running_links(split_address(address_of(cloud)), Campaign((regime.rtt_ms,)))
+            running_links(split_address(address_of(cloud)), Campaign((emulation.rtt_ms,)))
         )
         edges = []
         for number in range(-(-most // SESSIONS_PER_EDGE)):
             place = folder / f"edge-{number}"
             place.mkdir()
-            flags = ("--sessions", str(SESSIONS_PER_EDGE), "--draft-ms", str(regime.draft_ms))
+            flags = ("--sessions", str(SESSIONS_PER_EDGE), "--draft-ms", str(emulation.draft_ms))
             edges.append(stack.enter_context(running_edge(place, model, address, *flags)))
         yield cloud, edges
 
 
 def measure_capacity(
     system: tuple[DaemonProcess, list[DaemonProcess]],
-    regime: Regime,
+    emulation: Emulation,
     variant: Variant,
     objective: Objective,
     *,
@@ -150,7 +150,7 @@ def measure_capacity(
 ) -> Capacity:
     """The most sessions of a variant whose median one still gets `rate` tokens a second."""
     cloud, edges = system
-    asked = requests(load_trace(regime.trace), variant.arguments(objective))
+    asked = requests(load_trace(emulation.trace), variant.arguments(objective))
     tried: dict[int, Level] = {}
 
     def holds(sessions: int) -> bool:
@@ -160,7 +160,7 @@ def measure_capacity(
 
     found = largest(holds, most)
     name = f"{variant.mode} {variant.k}" if variant.k else str(variant.mode)
-    return Capacity(name, regime.rtt_ms, tried.get(found), found == most, tuple(tried.values()))
+    return Capacity(name, emulation.rtt_ms, tried.get(found), found == most, tuple(tried.values()))
 
 
 HEADER = "mode        sessions  each t/s  all t/s  forwards/token  tokens/step  cloud CPU"
@@ -186,25 +186,26 @@ def line_of(row: Capacity) -> str:
     "--trace", default="qwen-coder-greedy", show_default=True, help="A trace file, or one of ecd's."
 )
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Tokens/s."
+    "--rate", type=FiniteFloatRange(0, min_open=True), default=20.0, show_default=True, help="Tokens/s."
 )
-@click.option("--rtt", "rtt_ms", type=click.FloatRange(0), default=20.0, show_default=True, help="In ms.")
+@click.option("--rtt", "rtt_ms", type=MS, default=20.0, show_default=True, help="In ms.")
 @click.option(
-    "--rounds-k", "ks", default="2,4,8", show_default=True, callback=whole_numbers, help="Drafts in a round."
-)
+    "--rounds-k", "ks", callback=listed(click.IntRange(1, 64)), default="2,4,8", show_default=True,
+    help="Drafts in a round.",
+)  # fmt: skip
 @click.option(
     "--objective", type=click.Choice(["latency", "balanced", "cost"]), default="balanced", show_default=True,
     help="Of mode ecd.",
 )  # fmt: skip
-@click.option("--step-ms", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
 @click.option(
-    "--step-slope", type=click.FloatRange(0), default=0.02, show_default=True, help="Per further token."
+    "--step-ms", type=MS_ABOVE_0, default=30.0, show_default=True, help="A target step of one token."
 )
+@click.option("--step-slope", type=SHARE, default=0.02, show_default=True, help="Per further token.")
 @click.option("--pace", metavar="PROFILE", help="Measured step times instead: a file, or one of ecd's.")
-@click.option("--draft-ms", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True)
+@click.option("--draft-ms", type=MS_ABOVE_0, default=5.0, show_default=True, help="One drafted token.")
 @click.option("--most", type=click.IntRange(1, 256), default=128, show_default=True, help="Sessions to try.")
-@click.option("--seconds", type=click.FloatRange(1), default=10.0, show_default=True, help="Of each number.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here.")
+@click.option("--seconds", type=SECONDS, default=10.0, show_default=True, help="Of each number.")
+@click.option("--json", "out", type=FILE, help="Write the numbers here.")
 def capacity(
     trace: str,
     rate: float,
@@ -228,30 +229,17 @@ def capacity(
         folder = Path(name)
         profile = folder / "pace.json"
         save_profile(profile, straight_pace(step_ms, step_slope))
-        regime = Regime(
+        emulation = Emulation(
             find_file("traces", trace), find_file("profiles", pace) if pace else profile, draft_ms, rtt_ms
         )
         told = pace or f"{step_ms:g} ms a step, and {step_slope:g} of it for each further token"
         click.echo(
             f"{describe_machine()}\nemulated engines: {told}; draft {draft_ms:g} ms; RTT {rtt_ms:g} ms\n"
-            f"sessions that get {rate:g} tokens/s each:\n\n{HEADER}"
+            f"sessions that get {rate:g} tokens/s each:\n"
         )
-        rows = []
-        with running_system(folder, regime, most) as system:
-            for variant in variants:
-                row = measure_capacity(
-                    system, regime, variant, objective, rate=rate, most=most, seconds=seconds
-                )
-                rows.append(row)
-                click.echo(line_of(row))
-    if out:
-        report = {
-            "machine": describe_machine(),
-            "versions": versions(),
-            "emulated": True,
-            "pace": told,
-            "draft_ms": draft_ms,
-            "rate": rate,
-            "results": [asdict(row) for row in rows],
-        }
-        out.write_text(json.dumps(report, indent=1))
+        with running_system(folder, emulation, most) as system:
+            rows = (
+                measure_capacity(system, emulation, variant, objective, rate=rate, most=most, seconds=seconds)
+                for variant in variants
+            )
+            publish_emulated(rows, HEADER, line_of, out, pace=told, draft_ms=draft_ms, rate=rate)

@@ -36,6 +36,10 @@ class NotingVerifier:
         """The other's."""
         self._inner.forget(key)
 
+    def stats(self) -> dict[str, int | float]:
+        """The other's."""
+        return self._inner.stats()
+
     def close(self) -> None:
         """Writes the notes and closes the other."""
         self._path.write_text(json.dumps(self._notes))

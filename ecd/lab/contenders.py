@@ -7,12 +7,13 @@ that is what all of them can do alike.
 import contextlib
 import importlib.util
 import json
+import shlex
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -183,9 +184,7 @@ def running_server(
     `repack`: whether llama.cpp may lay out the weights anew, see `engine.llama.BUILT_WITH_AMX`. Raises
     DaemonError with the log's end if it does not start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     many = str(threads)
     command = [str(program), "--model", str(target), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", "1", "--ctx-size", str(context_tokens)]
@@ -194,12 +193,32 @@ def running_server(
         command.append("--no-repack")
     if draft:
         command += ["--spec-type", "draft-simple", "--model-draft", str(draft), "--threads-draft", many]
-    log = folder / f"llama-server-{port}.log"
+    with running_program("llama-server", command, port, folder):
+        yield LlamaServer(f"llama-server{' with draft' if draft else ''}", port)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_program(name: str, command: Sequence[str], port: int, folder: Path) -> Iterator[None]:
+    """An HTTP server while the context lasts, from when its /health says that it is ready.
+
+    Its log goes to `folder`. Raises DaemonError with the log's end if it does not start.
+    """
+    log = folder / f"{name}-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        _wait(process, port, log)
-        yield LlamaServer(f"llama-server{' with draft' if draft else ''}", port)
+        if not _ready(process, port):
+            last = log.read_text(errors="replace").strip().splitlines()[-3:]
+            said = " / ".join(last) or "it said nothing"
+            raise DaemonError(f"{name} did not start: {said}; to see all of it, run: {shlex.join(command)}")
+        yield
     finally:
         process.terminate()
         try:
@@ -209,12 +228,11 @@ def running_server(
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _ready(process: subprocess.Popen[bytes], port: int) -> bool:
     deadline = time.monotonic() + READY_S
     while process.poll() is None and time.monotonic() < deadline:
         # Refused until it listens, and 503 while it loads the model: both are OSErrors.
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-            return
+            return True
         time.sleep(POLL_S)
-    last = log.read_text(errors="replace").strip().splitlines()[-3:]
-    raise DaemonError(f"llama-server did not start: {' / '.join(last) or 'it said nothing'}")
+    return False

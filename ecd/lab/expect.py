@@ -1,20 +1,29 @@
 """What the simulation expects of each cell of a streaming benchmark.
 
-Owns where its numbers come from: a trace's own right and wrong guesses, or what was measured in the same run.
+Owns where its numbers come from: a trace's own right and wrong guesses, or what was measured in the same run;
+and how the edge's controller would pace there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
-from ecd.lab.runs import Mode, Objective, Run, Variant
+from ecd.edge import pacing
+from ecd.edge.request import UNSURE
+from ecd.edge.survival import Survival
+from ecd.lab.runs import OURS, Mode, Objective, Run, Variant
 from ecd.lab.simulate import (
+    MAX_AHEAD,
+    MAX_VERIFY,
     PLAIN,
     WAIT,
     Prediction,
     Regime,
+    Setting,
     draws,
     predict,
+    predict_at_best_depth,
     predict_modes,
     rounds,
 )
@@ -30,8 +39,12 @@ class Expectation:
     answers: Sequence[Sequence[bool]]
     regime: Regime
 
-    def of(self, variant: Variant, objective: Objective) -> Prediction | None:
-        """The prediction for a variant; None for what is not told to be fast."""
+    def of(self, variant: Variant, objective: Objective) -> Prediction:
+        """The prediction for a variant. The simulation knows no alternates.
+
+        For ecd the fastest setting there is when only speed counts, since that is what it promises; else that
+        of the controller, where the cloud chooses how many hints to verify unless its patience has no end.
+        """
         match variant.mode:
             case Mode.CLOUD:
                 return predict(self.answers, self.regime, PLAIN)
@@ -40,10 +53,34 @@ class Expectation:
                 return predict(self.answers, self.regime, rounds(variant.k))
             case Mode.WAIT:
                 return predict(self.answers, self.regime, WAIT)
-            case Mode.ECD if objective == "latency":
+            case Mode.ECD | Mode.ECD_NO_ALTERNATES if objective == "latency":
                 return predict_modes(self.answers, self.regime)["ecd"]
-            case _:
-                return None
+            case Mode.ECD | Mode.ECD_NO_ALTERNATES:
+                setting = controllers_setting(self.answers, self.regime, objective)
+                strict = setting.patience_ms == math.inf
+                return (predict if strict else predict_at_best_depth)(self.answers, self.regime, setting)
+            case unreachable:
+                assert_never(unreachable)
+
+
+def controllers_setting(answers: Sequence[Sequence[bool]], regime: Regime, objective: Objective) -> Setting:
+    """What the edge's pacing controller chooses once it knows the regime and how often guesses come true."""
+    seen = Survival(math.inf)
+    for right in answers:
+        place = 0
+        for is_right in right:
+            seen.settle(place, is_right)
+            place = place + 1 if is_right else 0
+    conditions = pacing.Conditions(
+        rtt_s=regime.rtt_ms / 1000,
+        jitter_s=0.0,
+        draft_s=regime.draft_ms / 1000,
+        step_s=regime.step_ms / 1000,
+        token_s=regime.slope * regime.step_ms / 1000,
+    )
+    pacer = pacing.Pacer(pacing.Objective(objective), edge=seen, max_verify=MAX_VERIFY, session=seen)
+    pace = pacer.pace(conditions, committed=0, max_ahead=MAX_AHEAD, unsure=UNSURE)
+    return Setting(pace.patience_s * 1000, pace.gather, pace.ahead) if pace.model else PLAIN
 
 
 def right_guesses(recording: Recording, tokens: int, always_wrong: bool) -> list[bool]:
@@ -61,7 +98,7 @@ def expect_measured(runs: Sequence[Run], rtt_ms: float, conditions: Mapping[str,
     plain = [run for run in runs if run.cell.variant.mode is Mode.CLOUD]
     decoded = sum(run.decoded for run in plain)
     always = [run for run in runs if run.cell.variant.mode in (Mode.ROUNDS, Mode.WAIT)]
-    drafting = always or [run for run in runs if run.cell.variant.mode is Mode.ECD]
+    drafting = always or [run for run in runs if run.cell.variant.mode in OURS]
     settled = sum(run.settled for run in drafting)
     draft_ms, slope = conditions.get("draft_ms"), conditions.get("slope")
     if not decoded or not settled or draft_ms is None or slope is None:

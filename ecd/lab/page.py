@@ -19,7 +19,13 @@ th, td { border-bottom: 1px solid #ddd; padding: .2em .6em; text-align: right; w
 th { position: sticky; top: 0; background: #f4f4f4 }
 svg { max-width: 100%; height: auto } code { font-size: 13px } .ecd td { background: #eef6ff }
 """
-COLOURS = {"cloud": "#777777", "rounds": "#d1782c", "wait": "#8a5bb5", "ecd": "#1f6fb5"}
+COLOURS = {
+    "cloud": "#777777",
+    "rounds": "#d1782c",
+    "wait": "#8a5bb5",
+    "ecd": "#1f6fb5",
+    "ecd-no-alternates": "#58a65c",
+}
 
 
 def check_matplotlib() -> None:
@@ -32,6 +38,7 @@ def page(report: Mapping[str, Any]) -> str:
     """The whole document for a report as `--json` has it."""
     results = report["results"]
     kinds = list(dict.fromkeys(line["class"] for line in results))
+    gains = [line for line in results if line.get("ratio_to_no_alternates")]
     title = "ecd bench stream" + (", emulated" if report["emulated"] else "")
     facts = {
         "machine": ", ".join(str(value) for value in report["machine"].values()),
@@ -41,7 +48,7 @@ def page(report: Mapping[str, Any]) -> str:
         "runs": f"{len(report['runs'])} of {report['planned']}, {report['failed']} failed"
         + (", interrupted" if report["interrupted"] else ""),
         "answers": f"{report['differing']} of {report['answers']} differ from the most common to the prompt",
-        "intervals": f"95 %, bootstrap, 2,000 resamples of {report['resampled']}",
+        "intervals": report["intervals"],
         "prediction": "the simulation of `ecd plan`, which knows no jitter and no stalls",
     }
     return (
@@ -56,6 +63,7 @@ def page(report: Mapping[str, Any]) -> str:
         + "".join(_plot(kind, [line for line in results if line["class"] == kind]) for kind in kinds)
         + "<h2>ecd over the best of the others</h2>"
         + _table([line for line in results if line.get("ratio_to_best")], AGAINST_BEST)
+        + (f"<h2>What alternates are worth</h2>{_table(gains, GAIN)}" if gains else "")
         + "<h2>All results</h2>"
         + _table(results, COLUMNS)
         + "</html>"
@@ -153,14 +161,21 @@ COLUMNS: tuple[Column, ...] = (
     ("wasted drafts/token", lambda line: _number(line["wasted_drafts_per_token"], 2)),
     ("bytes up/token", lambda line: _number(line["bytes_up_per_token"], 1)),
     ("bytes down/token", lambda line: _number(line["bytes_down_per_token"], 1)),
+    ("with TCP/IP headers, both ways", lambda line: _number(line["packet_bytes_per_token"], 1)),
     ("CPU s edge / cloud", _cpu),
     ("runs", lambda line: f"{line['runs']}" + (f", {line['failed']} failed" if line["failed"] else "")),
 )
 AGAINST_BEST: tuple[Column, ...] = (
     ("RTT ms", lambda line: f"{line['rtt_ms']:g}"),
     ("class", _kind),
+    ("mode", _mode),
     ("best other", lambda line: str(line["best_other"])),
-    ("ecd over it [95 %]", lambda line: ratio_words(line["ratio_to_best"])),
+    ("over it [95 %]", lambda line: ratio_words(line["ratio_to_best"])),
+)
+GAIN: tuple[Column, ...] = (
+    ("RTT ms", lambda line: f"{line['rtt_ms']:g}"),
+    ("class", _kind),
+    ("ecd over ecd-no-alternates [95 %]", lambda line: ratio_words(line["ratio_to_no_alternates"])),
 )
 
 

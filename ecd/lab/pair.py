@@ -14,11 +14,11 @@ from ecd.lab.pace import Line, StepTime, load_curve
 from ecd.lab.rig import Daemons
 from ecd.lab.runs import Asking, Run, WarmUp
 from ecd.lab.shipped import find_file
-from ecd.lab.simulate import Regime, best_rounds, draws
+from ecd.lab.simulate import MAX_VERIFY, Regime, best_rounds, draws
 from ecd.lab.system import REPLAY
 from ecd.lab.trace import Recording, Trace, load_prompts, load_trace
 
-MAX_VERIFY = 16  # so that rounds get all their hints verified; the cloud may choose fewer for others
+# So that rounds get all their hints verified; the cloud may choose fewer for others.
 CLOUD_FLAGS = ("--max-verify", str(MAX_VERIFY), "--sessions", "2")
 EDGE_FLAGS = ("--sessions", "1")
 DEFAULT_PROMPTS = "mixed"
@@ -96,6 +96,7 @@ def replayed_pair(
     step_ms: float | None,
     step_slope: float,
     draft_ms: float | None,
+    draft_line_cost: float,
     pace: str | None,
     always_wrong: bool,
 ) -> ReplayedPair:
@@ -111,7 +112,8 @@ def replayed_pair(
     alone_ms = step_time.step_ms(1, 1)
     draft_ms = draft_ms or trace.draft_ms
     cloud = ("--pace", pace) if pace else ("--step-ms", str(alone_ms), "--step-slope", str(step_slope))
-    edge = ("--draft-ms", str(draft_ms), *(("--wrong", "--no-lookup") if always_wrong else ()))
+    wrong = ("--wrong", "--no-lookup") if always_wrong else ()
+    edge = ("--draft-ms", str(draft_ms), "--draft-line-cost", str(draft_line_cost), *wrong)
     replay = REPLAY + trace_name
     daemons = Daemons(replay, replay, (*CLOUD_FLAGS, *cloud), (*EDGE_FLAGS, *edge))
     return ReplayedPair(

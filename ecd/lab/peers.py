@@ -4,7 +4,6 @@ Owns the order of the requests and the table. How each is asked is in `contender
 """
 
 import contextlib
-import json
 import random
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from ecd.lab.bootstrap import Amounts, Interval, ratio_interval
+from ecd.lab.bootstrap import Amounts, Interval, describe, ratio_interval
 from ecd.lab.contenders import (
     Contender,
     Edge,
@@ -27,9 +26,11 @@ from ecd.lab.contenders import (
     find_server,
     running_server,
 )
-from ecd.lab.host import describe_machine, versions
+from ecd.lab.host import describe_machine
+from ecd.lab.options import FILE, REPEATS, SEED, THREADS, TOKENS
 from ecd.lab.plan import Colocated, colocated
-from ecd.lab.runs import Mode, Variant
+from ecd.lab.rows import save
+from ecd.lab.runs import USUAL_MODES, Mode, Variant
 from ecd.lab.shipped import find_file
 from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
 from ecd.lab.trace import load_prompts
@@ -141,12 +142,7 @@ def running_contenders(
     """All contenders, the plain loop first, and the edge of those that are ours."""
     from ecd.engine.llama import BUILT_WITH_AMX
 
-    of_edge = (
-        Variant(Mode.CLOUD),
-        Variant(Mode.ROUNDS, ROUNDS_K),
-        Variant(Mode.WAIT),
-        Variant(Mode.ECD),
-    )
+    of_edge = [Variant(mode, ROUNDS_K if mode is Mode.ROUNDS else None) for mode in USUAL_MODES]
     flags = ("--threads", str(threads), "--sessions", "1")
     contenders: list[Contender] = [PlainLoop(model, threads)]
     with contextlib.ExitStack() as stack:
@@ -187,7 +183,12 @@ def table(rows: Sequence[Standing], formula: Colocated | None, threads: int) -> 
         lines.append(
             f"{row.name:<{width}}   {spread:<25} {compared:<25} {row.ttft_ms:>7.0f}   {row.same_text:>9.0%}"
         )
-    lines += ["", NOTE.format(threads=f"{threads} thread" + "s" * (threads > 1))]
+    resampled = {row.ratio.resampled for row in rows if row.ratio}
+    lines += [
+        "",
+        f"Intervals: {describe(resampled)}.",
+        NOTE.format(threads=f"{threads} thread" + "s" * (threads > 1)),
+    ]
     if formula:
         lines.append(
             "Speculation beside the target by the formula (Leviathan et al. 2023) with what was measured\n"
@@ -202,11 +203,11 @@ def table(rows: Sequence[Standing], formula: Colocated | None, threads: int) -> 
 @click.option(
     "--prompts", type=click.Path(path_type=Path), help='JSONL of {"class", "prompt"}.  [default: ecd\'s own]'
 )
-@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Of the whole.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each engine.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here.")
+@click.option("--max-tokens", type=TOKENS, default=64, show_default=True, help="Of each answer.")
+@click.option("--repeat", type=REPEATS, default=1, show_default=True, help="Of the whole.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
+@click.option("--json", "out", type=FILE, help="Write the numbers here.")
 def peers(
     target: str,
     draft: str,
@@ -246,14 +247,12 @@ def peers(
     rows = standings(measurements, [contender.name for contender in contenders], seed)
     click.echo(f"{describe_machine()}\n\n{table(rows, formula, threads)}")
     if out:
-        report = {
-            "machine": describe_machine(),
-            "versions": versions(),
-            "target": target,
-            "draft": draft,
-            "threads": threads,
-            "colocated": asdict(formula) if formula else None,
-            "results": [asdict(row) for row in rows],
-            "answers": [asdict(measurement) for measurement in measurements],
-        }
-        out.write_text(json.dumps(report, indent=1))
+        save(
+            out,
+            [asdict(row) for row in rows],
+            target=target,
+            draft=draft,
+            threads=threads,
+            colocated=asdict(formula) if formula else None,
+            answers=[asdict(measurement) for measurement in measurements],
+        )

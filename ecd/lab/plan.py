@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ecd.errors import BadRequest
+from ecd.lab.options import MS, MS_ABOVE_0, SHARE, FiniteFloatRange, listed
 from ecd.lab.simulate import ROUNDS_K, Prediction, Regime, Setting, draws, predict_modes
 
 TOKENS = 2000
@@ -96,27 +97,14 @@ def _hints(number: int) -> str:
     return "1 hint" if number == 1 else f"{number} hints"
 
 
-def numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Click callback for numbers with commas between them, none negative; sorted, each once."""
-    if value is None:
-        return None
-    try:
-        given = {float(part) for part in value.split(",")}
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers, like 0,20,50") from None
-    if not all(0 <= number < math.inf for number in given):
-        raise click.BadParameter(f"{value!r} has a number that is negative or without end")
-    return tuple(sorted(given))
-
-
 @click.command()
 @click.option(
-    "--rtt", "rtts_ms", callback=numbers, metavar="MS[,MS...]", help="Round-trip times of the link."
+    "--rtt", "rtts_ms", callback=listed(MS), metavar="MS[,MS...]", help="Round-trip times of the link."
 )
-@click.option("--draft-ms", type=click.FloatRange(min=0, min_open=True), help="Per drafted token.")
-@click.option("--target-ms", type=click.FloatRange(min=0, min_open=True), help="Per step of the target.")
-@click.option("--slope", type=click.FloatRange(min=0), help="Cost of each further token in a step, of 1.")
-@click.option("--acceptance", type=click.FloatRange(0, 1), help="Chance that a drafted token is right.")
+@click.option("--draft-ms", type=MS_ABOVE_0, help="Per drafted token.")
+@click.option("--target-ms", type=MS_ABOVE_0, help="Per step of the target.")
+@click.option("--slope", type=SHARE, help="Cost of each further token in a step, of 1.")
+@click.option("--acceptance", type=FiniteFloatRange(0, 1), help="Chance that a drafted token is right.")
 @click.option("--socket", type=click.Path(path_type=Path), help="An edge to ask for what is not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(

@@ -17,6 +17,7 @@ import click
 
 from ecd.errors import BadRequest
 from ecd.lab.host import describe_machine, versions
+from ecd.lab.options import FILE, THREADS, TOKENS, FiniteFloatRange
 from ecd.lab.shipped import find_file
 from ecd.lab.trace import Prompt, Provenance, Recording, Trace, load_prompts, load_trace, save_trace
 from ecd.prompt import prompt_tokens
@@ -145,11 +146,23 @@ def _typical_ms(times: list[float]) -> float:
 @click.option("--target", required=True, help="Path of a GGUF file, or a name from `ecd models list`.")
 @click.option("--draft", required=True, help="Likewise; of the same vocabulary.")
 @click.option("--prompts", required=True, help='JSONL of {"class", "prompt"}: a file, or one of ecd\'s.')
-@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True)
-@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The trace; `.gz` compresses it.")
+@click.option("--max-tokens", type=TOKENS, default=64, show_default=True, help="Of each answer.")
+@click.option(
+    "--temperature",
+    type=FiniteFloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="0 greedy, else coupled.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=0,
+    show_default=True,
+    help="Of all answers.",
+)
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
+@click.option("--out", required=True, type=FILE, help="The trace; `.gz` compresses it.")
 def record(
     target: str,
     draft: str,

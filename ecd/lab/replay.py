@@ -21,7 +21,8 @@ from ecd.edge.main import run_edge
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.errors import BadRequest, EcdError, EngineError
 from ecd.lab.commits import NotingVerifier
-from ecd.lab.pace import Hold, Line, StepTime, load_curve
+from ecd.lab.options import FILE, MS_ABOVE_0, SHARE
+from ecd.lab.pace import DRAFT_LINE_COST, Hold, Line, StepTime, load_curve
 from ecd.lab.shipped import find_file
 from ecd.lab.trace import Recording, Trace, load_trace
 from ecd.options import run_program
@@ -31,8 +32,6 @@ from ecd.wire.fingerprint import Fingerprint
 # Tokens of prompts that one step reads, all sessions together. Such a session counts as one token of the
 # step: an accelerator reads a few hundred tokens in about the time of one.
 PROMPT_STEP_TOKENS = 512
-# Each further guess of a batch costs the draft this share of the first.
-DRAFT_SLOPE = 0.05
 # As many lines for each generation as the llama.cpp drafter has.
 BRANCHES = 3
 CONTEXT_TRAIN = 1 << 20
@@ -138,6 +137,10 @@ class ReplayVerifier:
         """Forgets the session."""
         self._sequences.pop(key, None)
 
+    def stats(self) -> dict[str, int | float]:
+        """Nothing fills up."""
+        return {}
+
     def close(self) -> None:
         """There is nothing to free."""
 
@@ -146,6 +149,8 @@ class ReplayVerifier:
             recording = self._recordings.get(tuple(item.tokens[: item.prompt_len]))
             if recording is None:
                 raise EngineError(f"the trace has no prompt with these {item.prompt_len} token ids")
+            if item.logprobs is not None:
+                raise BadRequest("a recorded target has no logprobs; ask without them")
             if _deciding(item.sampling) != _deciding(recording.sampling):
                 raise BadRequest(
                     f"prompt {recording.name} was recorded with {recording.sampling.to_map()}; "
@@ -173,20 +178,27 @@ def _deciding(sampling: Sampling) -> Sampling:
 class ReplayDrafter:
     """`Drafter` that guesses what was guessed in the recording, and never right where the text left it.
 
-    A call with any number of tasks takes `draft_ms`, and DRAFT_SLOPE of it more for each after the first.
+    A call takes `draft_ms` for one task, and a share `line_cost` of it more for each further one.
     `wrong`: no guess is right anywhere; the confidences stay.
     """
 
     branches = BRANCHES
 
     def __init__(
-        self, trace: Trace, *, slots: int, context_tokens: int, draft_ms: float, wrong: bool = False
+        self,
+        trace: Trace,
+        *,
+        slots: int,
+        context_tokens: int,
+        draft_ms: float,
+        line_cost: float = DRAFT_LINE_COST,
+        wrong: bool = False,
     ):
         self.slots = slots
         self.slot_tokens = context_tokens
         self._recordings = _by_prompt(trace)
         self._strays = _unused(trace)
-        self._time = Line(draft_ms, DRAFT_SLOPE)
+        self._time = Line(draft_ms, line_cost)
         self._wrong = wrong
         self._read: dict[int, int] = {}
         self._hold = Hold()
@@ -243,28 +255,36 @@ _TRACE = click.Option(
     ["--trace", "trace_name"], required=True, help="A trace file, or the name of one of ecd's."
 )
 _CLOUD = (
-    click.Option(
-        ["--step-ms"], type=click.FloatRange(0, min_open=True), help="A step of one token a session."
-    ),
+    click.Option(["--step-ms"], type=MS_ABOVE_0, help="A step of one token a session."),
     click.Option(
         ["--step-slope"],
-        type=click.FloatRange(0),
+        type=SHARE,
         default=0.02,
         show_default=True,
         help="Share of --step-ms that every further token costs.",
     ),
     click.Option(["--pace"], metavar="PROFILE", help="Measured step times instead: a file, or one of ecd's."),
-    click.Option(["--commits"], type=click.Path(path_type=Path), help="Note here when tokens are committed."),
+    click.Option(["--commits"], type=FILE, help="Note here when tokens are committed."),
 )
 _EDGE = (
-    click.Option(["--draft-ms"], type=click.FloatRange(0, min_open=True), help="One guess."),
+    click.Option(["--draft-ms"], type=MS_ABOVE_0, help="One guess."),
+    click.Option(
+        ["--draft-line-cost"],
+        type=SHARE,
+        default=DRAFT_LINE_COST,
+        show_default=True,
+        help="Share of --draft-ms that each further line in a forward costs: 0.3 on a CPU, less elsewhere.",
+    ),
     click.Option(["--wrong"], is_flag=True, help="Every guess is wrong."),
 )
 
 
+_OF_ENGINES = ("model", "threads", "stable", "engine", "engine_args", "check")
+
+
 def _flags_of(command: click.Command) -> list[click.Parameter]:
-    """The daemon's own options, but for those that are about its model."""
-    return [option for option in command.params if option.name not in ("model", "threads", "stable", "check")]
+    """The daemon's own options, but for those that are about its engine."""
+    return [option for option in command.params if option.name not in _OF_ENGINES]
 
 
 def _cloud(
@@ -293,7 +313,14 @@ def _cloud(
     run_cloud(load_config(CloudConfig, file, flags | _model(trace.provenance.target)), engine)
 
 
-def _edge(trace_name: str, draft_ms: float | None, wrong: bool, file: Path | None, **flags: Any) -> None:
+def _edge(
+    trace_name: str,
+    draft_ms: float | None,
+    draft_line_cost: float,
+    wrong: bool,
+    file: Path | None,
+    **flags: Any,
+) -> None:
     """`ecd edge` with the draft of a trace; its guess takes what it took while recording, unless told."""
     trace = load_trace(find_file("traces", trace_name))
     run_edge(
@@ -305,6 +332,7 @@ def _edge(trace_name: str, draft_ms: float | None, wrong: bool, file: Path | Non
                 slots=config.sessions,
                 context_tokens=config.context_tokens,
                 draft_ms=draft_ms or trace.draft_ms,
+                line_cost=draft_line_cost,
                 wrong=wrong,
             ),
         ),

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ecd.lab.bootstrap import Amounts, Interval, ratio_interval
+from ecd.lab.bootstrap import Amounts, Interval, describe, ratio_interval
 from ecd.lab.expect import Expectation
-from ecd.lab.runs import ALL, Campaign, Measured, Mode, Run, Variant
+from ecd.lab.runs import ALL, OURS, Campaign, Measured, Mode, Run, Variant
+
+RATIOS = ("ratio_to_cloud", "ratio_to_best", "ratio_to_no_alternates")
 
 Expect = Callable[[float, Sequence[Run], Mapping[str, Any]], Expectation | None]
 
@@ -27,7 +29,8 @@ def report_of(measured: Measured, campaign: Campaign, expect: Expect, *, emulate
     """
     runs = measured.runs
     different, answers = differing(runs)
-    repeated = any(run.cell.repeat for run in runs)
+    lines = [line | {"emulated": emulated} for line in results(measured, campaign, expect)]
+    resampled = {ratio["resampled"] for line in lines for name in RATIOS if (ratio := line.get(name))}
     return {
         "emulated": emulated,
         "interrupted": measured.interrupted,
@@ -35,11 +38,9 @@ def report_of(measured: Measured, campaign: Campaign, expect: Expect, *, emulate
         "failed": sum(run.error is not None for run in runs),
         "differing": different,
         "answers": answers,
-        "resampled": "repeats within each prompt; the set of prompts is taken as given"
-        if repeated
-        else "prompts, each measured once",
+        "intervals": describe(resampled),
         "conditions": {f"{rtt_ms:g}": conditions for rtt_ms, conditions in measured.conditions.items()},
-        "results": [line | {"emulated": emulated} for line in results(measured, campaign, expect)],
+        "results": lines,
         "runs": [run_to_map(run) for run in runs],
     }
 
@@ -139,6 +140,7 @@ def _line(
         total.update(
             tokens=len(run.ids), forwards=run.forwards, drafted=run.drafted, verified=run.verified,
             accepted=run.accepted, settled=run.settled, right=run.right, up=run.bytes_up, down=run.bytes_down,
+            packets=run.packet_bytes,
         )  # fmt: skip
     line = {
         "mode": variant.mode,
@@ -157,16 +159,21 @@ def _line(
         "wasted_drafts_per_token": _share(total["drafted"] - total["accepted"], total["tokens"]),
         "bytes_up_per_token": _share(total["up"], total["tokens"]),
         "bytes_down_per_token": _share(total["down"], total["tokens"]),
+        "packet_bytes_per_token": _share(total["packets"], total["tokens"]),
         "cpu_s": {
             "edge": sum(run.cpu_edge_s for run in made),
             "cloud": sum(run.cpu_cloud_s for run in made),
         },
     }
-    others = [v for v in amounts if v.mode is not Mode.ECD and _of(v, runs)]
-    if variant.mode is Mode.ECD and others:
+    others = [v for v in amounts if v.mode not in OURS and _of(v, runs)]
+    if variant.mode in OURS and others:
         best = max(others, key=lambda v: _rate(_of(v, runs)))
         line["ratio_to_best"] = _interval(ratio_interval(amounts[variant], amounts[best], campaign.seed))
         line["best_other"] = best.mode
+    without = next((v for v in amounts if v.mode is Mode.ECD_NO_ALTERNATES), None)
+    if variant.mode is Mode.ECD and without:
+        gain = ratio_interval(amounts[variant], amounts[without], campaign.seed)
+        line["ratio_to_no_alternates"] = _interval(gain)
     return line
 
 
@@ -190,5 +197,5 @@ def _percentiles(gaps_ms: Sequence[float]) -> dict[str, float] | None:
     return {"p50": float(p50), "p99": float(p99)}
 
 
-def _interval(interval: Interval | None) -> dict[str, float] | None:
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else asdict(interval)

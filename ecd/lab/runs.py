@@ -23,6 +23,11 @@ class Mode(StrEnum):
     ROUNDS = "rounds"  # draft k, wait for the verdict
     WAIT = "wait"  # hints as they come, and a cloud that waits for them
     ECD = "ecd"  # what the edge's controller decides
+    ECD_NO_ALTERNATES = "ecd-no-alternates"  # likewise, and no hints for the case that a guess is wrong
+
+
+OURS = (Mode.ECD, Mode.ECD_NO_ALTERNATES)
+USUAL_MODES = (Mode.CLOUD, Mode.ROUNDS, Mode.WAIT, Mode.ECD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Variant:
                 return {"patience_ms": "rounds", "hint_tokens": 1, "ahead_tokens": WAIT_AHEAD}
             case Mode.ECD:
                 return {"objective": objective}
+            case Mode.ECD_NO_ALTERNATES:
+                return {"objective": objective, "alternates": False}
             case unreachable:
                 assert_never(unreachable)
 
@@ -66,7 +73,7 @@ class Campaign:
     """
 
     rtts_ms: tuple[float, ...]
-    modes: tuple[Mode, ...] = tuple(Mode)
+    modes: tuple[Mode, ...] = USUAL_MODES
     ks: tuple[int, ...] = ()
     max_tokens: int = 64
     repeats: int = 1
@@ -101,6 +108,8 @@ class Run:
 
     `decoded` tokens arrived in `decode_ms`, from the first piece of text to the last; `gaps_ms` lie between
     pieces. `settled` guesses were compared with the target's text at the edge, `right` of them agreed.
+    `bytes_up`, `bytes_down`: frames of this answer; `packet_bytes`: all that its edge's connection carried
+    meanwhile, both ways, with TCP/IP headers.
     """
 
     cell: Cell
@@ -118,6 +127,7 @@ class Run:
     right: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    packet_bytes: int = 0
     cpu_edge_s: float = 0.0
     cpu_cloud_s: float = 0.0
 
@@ -165,12 +175,13 @@ def schedule(
 ) -> list[Cell]:
     """All requests in order: for each repeat and prompt every variant at every RTT, shuffled by `seed`.
 
-    `variants` by RTT, `kinds` the class of each prompt.
+    So are the prompts, so that a run that is ended early has seen some of every class. `variants` by RTT,
+    `kinds` the class of each prompt.
     """
     rng = random.Random(seed)
     cells = []
     for repeat in range(repeats):
-        for prompt, kind in enumerate(kinds):
+        for prompt, kind in rng.sample(list(enumerate(kinds)), len(kinds)):
             group = [
                 Cell(variant, rtt_ms, kind, prompt, repeat)
                 for rtt_ms, of_rtt in variants.items()

@@ -16,6 +16,8 @@ ROUNDS_K = (1, 2, 3, 4, 6, 8, 12)
 WAIT_AHEAD = 16  # how far the pipelined mode drafts ahead, as the bench asks for it
 MAX_AHEAD = 64
 MAX_VERIFY = 16
+# Most hints of a step, where the cloud chooses; of equals the first.
+DEPTHS = (MAX_VERIFY, 1, 2, 3, 5, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +269,15 @@ def streaming_settings(regime: Regime) -> list[Setting]:
 def best_streaming(answers: Sequence[Sequence[bool]], regime: Regime) -> Prediction:
     """What `ecd` promises: the fastest of `streaming_settings`, verifying as many hints at once as pays."""
     best = max((predict(answers, regime, s) for s in streaming_settings(regime)), key=lambda p: p.ratio)
-    shorter = [replace(best.setting, max_verify=n) for n in (1, 2, 3, 5, 8)] if best.setting.ahead else []
-    return max([best, *(predict(answers, regime, s) for s in shorter)], key=lambda p: p.ratio)
+    return predict_at_best_depth(answers, regime, best.setting)
+
+
+def predict_at_best_depth(answers: Sequence[Sequence[bool]], regime: Regime, setting: Setting) -> Prediction:
+    """`predict` for a cloud that verifies as many hints at once as pays, whatever the setting says."""
+    depths = DEPTHS if setting.ahead else (setting.max_verify,)
+    return max(
+        (predict(answers, regime, replace(setting, max_verify=n)) for n in depths), key=lambda p: p.ratio
+    )
 
 
 def predict_modes(answers: Sequence[Sequence[bool]], regime: Regime) -> dict[str, Prediction]:

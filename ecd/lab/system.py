@@ -16,7 +16,8 @@ from typing import Any
 from ecd.client import BlockingClient
 from ecd.errors import DaemonError
 
-READY_S = 120.0
+# Loading a large model, and vLLM's compiling it, takes minutes.
+READY_S = 600.0
 STOP_S = 20.0
 POLL_S = 0.02
 # Before a trace's path or name: it is replayed in place of a model.
@@ -104,8 +105,12 @@ def running_cloud(
 
 @contextlib.contextmanager
 def running_edge(folder: Path, draft: str, cloud: str, *flags: str) -> Iterator[DaemonProcess]:
-    """An edge that runs while the context lasts, connected when it begins. `draft` may be `replay:TRACE`."""
-    daemon = _daemon("edge", draft, ["--cloud", cloud, *flags], folder)
+    """An edge that runs while the context lasts, connected when it begins. `draft` may be `replay:TRACE`.
+
+    It serves HTTP only if the flags say so: the default address may be in use.
+    """
+    http = () if "--http" in flags else ("--no-http",)
+    daemon = _daemon("edge", draft, ["--cloud", cloud, *http, *flags], folder)
     with _running(daemon, lambda status: bool(status["link"]["state"] == "connected")):
         yield daemon
 

@@ -7,6 +7,7 @@ knows no engine and no pace.
 import gzip
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,8 @@ class Recording:
                 f"prompt {self.name}: under the rejection rule an answer depends on the hints and cannot be "
                 "replayed; record with greedy or coupled sampling"
             )
-        if not (self.step_ms > 0 and self.draft_ms > 0):
-            raise BadRequest(f"prompt {self.name}: step_ms and draft_ms must be more than 0")
+        if not (0 < self.step_ms < math.inf and 0 < self.draft_ms < math.inf):
+            raise BadRequest(f"prompt {self.name}: step_ms and draft_ms must be finite and more than 0")
 
     @property
     def name(self) -> str:

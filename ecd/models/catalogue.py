@@ -1,10 +1,11 @@
-"""The models this project knows by name: what each file is, where it comes from and how it is recognised.
+"""The models this project knows by name: what each is, where it comes from and how it is recognised.
 
 Owns the names, sums, sizes, sources and recipes, as plain data. Must not know disks, networks or llama.cpp.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ecd.errors import ModelError
 
@@ -60,16 +61,27 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class HfRecipe:
+    """How to write a Hugging Face folder: the type of its matrices, as `config.json` calls it.
+
+    `version` goes up when the same model is written differently, so that older folders are made again.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Derived:
-    """A file made here from `parent`, the catalogue name of a fetched model."""
+    """A file or folder made here from `parent`, the catalogue name of a fetched model."""
 
     parent: str
-    recipe: Recipe
+    recipe: Recipe | HfRecipe
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `size` is in bytes: exact for a fetched file, as measured once for a derived one."""
+    """One entry. `size` is in bytes, a folder's of all its files: exact if fetched, else as measured once."""
 
     name: str
     what: str
@@ -136,6 +148,13 @@ _ENTRIES = (
         size=3_560_416_320,
         origin=Derived(_QWEN_15.name, Recipe("BF16")),
     ),
+    Model(
+        name="qwen2.5-coder-1.5b-hf",
+        what="Qwen2.5-Coder-1.5B-Instruct, bfloat16 from Q4_K_M: the folder for vLLM, weights as in -bf16",
+        licence="Apache-2.0",
+        size=3_563_358_228,
+        origin=Derived(_QWEN_15.name, HfRecipe("bfloat16")),
+    ),
     _QWEN_05,
     Model(
         name="qwen2.5-coder-0.5b-q4_0",
@@ -151,6 +170,13 @@ _ENTRIES = (
         licence="Apache-2.0",
         size=270_885_952,
         origin=Derived(_SMOLLM.name, Recipe("BF16")),
+    ),
+    Model(
+        name="smollm2-135m-hf",
+        what="SmolLM2-135M-Instruct, float32 made from Q4_1: the folder for vLLM",
+        licence="Apache-2.0",
+        size=540_784_075,
+        origin=Derived(_SMOLLM.name, HfRecipe("float32")),
     ),
     Model(
         name="smollm2-135m-draft",

@@ -9,15 +9,22 @@ import sys
 from collections.abc import Callable, Iterator
 
 import click
+from click.shell_completion import CompletionItem
 
 from ecd.errors import ModelError
 from ecd.models import catalogue, fetch, store
 from ecd.models.catalogue import Model
 
 
+def model_names(context: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell completes a model to: names, or files where no name begins so."""
+    names = [CompletionItem(name) for name in catalogue.MODELS if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
 @click.group()
 def models() -> None:
-    """List, get, check and find model files."""
+    """List, get, check and find models."""
 
 
 @models.command("list")
@@ -47,7 +54,7 @@ def _as_json(entry: Model) -> dict[str, str | int]:
 
 
 @models.command("get")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", shell_complete=model_names, nargs=-1, required=True, metavar="NAME...")
 def get_models(names: tuple[str, ...]) -> None:
     """Get models into the store, going on where an earlier call stopped."""
     for name in names:
@@ -57,10 +64,10 @@ def get_models(names: tuple[str, ...]) -> None:
 
 
 @models.command("verify")
-@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.argument("names", shell_complete=model_names, nargs=-1, metavar="[NAME...]")
 def verify_models(names: tuple[str, ...]) -> None:
-    """Hash the whole files of NAMEs, or of every model that is here."""
-    here = [entry.name for entry in catalogue.MODELS.values() if store.file_of(entry).exists()]
+    """Hash all files of NAMEs, or of every model that is here."""
+    here = [entry.name for entry in catalogue.MODELS.values() if store.place_of(entry).exists()]
     results = [_verify(name) for name in names or here]
     if not all(results):
         sys.exit(1)
@@ -78,9 +85,9 @@ def _verify(name: str) -> bool:
 
 
 @models.command("path")
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 def print_path(name: str) -> None:
-    """Print where the file of NAME is."""
+    """Print where the file or folder of NAME is."""
     file = store.path(name)
     if file is None:
         raise ModelError(f"{name} is not in {store.root()}; run `ecd models get {name}`")

@@ -34,26 +34,26 @@ class _SourceFailed(Exception):
 
 
 def resolve(model: str, progress: Progress = silent) -> Path:
-    """The file for `--model`: an existing file as it is, else the catalogue entry of that name.
+    """What `--model` means: an existing file or Hugging Face folder, else the catalogue entry of that name.
 
     The entry is got first if it is not in the store. Raises ModelError if it is neither, or as `get` does.
     """
-    file = Path(model)
-    if file.is_file():
-        return file
+    given = Path(model)
+    if given.is_file() or (given / "config.json").is_file():
+        return given
     if model not in catalogue.MODELS:
         raise ModelError(
-            f"no file and no model is called {model!r}; give the path of a .gguf file or one of: "
-            + ", ".join(catalogue.MODELS)
+            f"no file and no model is called {model!r}; give the path of a .gguf file, of a Hugging Face "
+            "folder, or one of: " + ", ".join(catalogue.MODELS)
         )
     return get(model, progress)
 
 
 def get(name: str, progress: Progress = silent) -> Path:
-    """The file of the catalogue entry `name` in the store, fetched or derived first if it is not there.
+    """The file or folder of the entry `name` in the store, fetched or derived first if it is not there.
 
     Raises ModelError: an unknown name, no source gives the file, a wrong sum, no room on the disk, or
-    llama.cpp fails. What was fetched is kept, calling again goes on from there.
+    deriving it fails. What was fetched is kept, calling again goes on from there.
     """
     model = catalogue.find(name)
     if (file := store.ready(model)) is not None:
@@ -83,7 +83,7 @@ def _obtain(model: Model, progress: Progress) -> Path:
 
 def _adopt(model: Model, origin: Fetched, progress: Progress) -> Path | None:
     """The file that somebody put into the store by hand, if it is the right one."""
-    file = store.file_of(model)
+    file = store.place_of(model)
     if not file.is_file() or file.stat().st_size != model.size:
         return None
     if store.sha256_of(file, f"{model.name}: checking", progress) != origin.sha256:

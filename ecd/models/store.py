@@ -1,4 +1,4 @@
-"""The model store: one folder, a file per model, and beside each file what is known of it.
+"""The model store: one folder, in it a file or a folder per model, and beside each what is known of it.
 
 Owns the folder's layout, locks, sums and disk space. Must not know networks, wheels or llama.cpp.
 """
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from ecd.errors import ModelError
 from ecd.models import catalogue
-from ecd.models.catalogue import Derived, Fetched, Model, Recipe
+from ecd.models.catalogue import Derived, Fetched, HfRecipe, Model, Recipe
 
 _CHUNK = 1 << 20
 # EFBIG is a file size limit and EDQUOT a quota: for the person the same as a full disk
@@ -37,7 +37,7 @@ def silent(_what: str, _done: int, _total: int, /) -> None:
 
 
 class State(StrEnum):
-    """Whether the store has a model's file."""
+    """Whether the store has a model."""
 
     PRESENT = "present"
     DERIVED = "derived"
@@ -46,16 +46,20 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """What a derived file was made from and with."""
+    """What a derived model was made from and with: a version of llama-cpp-python, or of gguf for a folder."""
 
     parent_sha256: str
-    recipe: Recipe
-    llama_cpp: str
+    recipe: Recipe | HfRecipe
+    llama_cpp: str | None = None
+    gguf: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What was true of a file when it was hashed; size in bytes, mtime in nanoseconds since the epoch."""
+    """What was true of a file when it was hashed; size in bytes, mtime in nanoseconds since the epoch.
+
+    Of a folder: the sum as `sum_of` forms it, the size of all its files and the newest mtime of any.
+    """
 
     sha256: str
     size: int
@@ -73,9 +77,15 @@ def root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ecd" / "models"
 
 
-def file_of(model: Model) -> Path:
-    """Where the model's file is, or will be."""
-    return root() / f"{model.name}.gguf"
+def place_of(model: Model) -> Path:
+    """Where the model's file or folder is, or will be."""
+    match model.origin:
+        case Derived(recipe=HfRecipe()):
+            return root() / model.name
+        case Fetched() | Derived():
+            return root() / f"{model.name}.gguf"
+        case other:
+            assert_never(other)
 
 
 def partial_of(model: Model) -> Path:
@@ -91,7 +101,7 @@ def discard_partial(model: Model) -> None:
 
 
 def path(name: str) -> Path | None:
-    """The finished file of the catalogue entry `name`, None if the store has none; hashes nothing.
+    """The finished file or folder of the entry `name`, None if the store has none; hashes nothing.
 
     Raises ModelError if no entry is called so.
     """
@@ -99,20 +109,31 @@ def path(name: str) -> Path | None:
 
 
 def ready(model: Model) -> Path | None:
-    """The file if its sidecar tells that it is whole and, for a derived one, made by today's recipe."""
+    """The file or folder if its sidecar tells that it is whole and, if derived, made by today's recipe."""
     known = read_sidecar(model)
     if known is None or not _describes(known, model):
         return None
-    file = file_of(model)
+    place = place_of(model)
     try:
-        now = file.stat()
+        now = _stamp(place)
     except FileNotFoundError:
         return None
-    return file if (now.st_size, now.st_mtime_ns) == (known.size, known.mtime_ns) else None
+    return place if now == (known.size, known.mtime_ns) else None
+
+
+def _stamp(place: Path) -> tuple[int, int]:
+    stats = [file.stat() for file in _files(place)]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    return sorted(file for file in place.rglob("*") if file.is_file())
 
 
 def state(model: Model) -> State:
-    """Whether the model's file is there, and if so whether it was made here; hashes nothing."""
+    """Whether the model is there, and if so whether it was made here; hashes nothing."""
     if ready(model) is None:
         return State.ABSENT
     match model.origin:
@@ -147,11 +168,12 @@ def published_sum(name: str) -> str:
 
 
 def _sidecar_of(model: Model) -> Path:
-    return root() / f"{model.name}.gguf.json"
+    place = place_of(model)
+    return place.with_name(f"{place.name}.json")
 
 
 def read_sidecar(model: Model) -> Sidecar | None:
-    """What the store knows of the model's file; None if nothing, or nothing that can be read."""
+    """What the store knows of the model; None if nothing, or nothing that can be read."""
     try:
         return _SIDECAR.validate_json(_sidecar_of(model).read_bytes())
     except (OSError, ValueError):
@@ -159,9 +181,9 @@ def read_sidecar(model: Model) -> Sidecar | None:
 
 
 def record(model: Model, sha256: str, derivation: Derivation | None) -> None:
-    """Writes the sidecar of the finished file, whose sum the caller has just computed."""
-    now = file_of(model).stat()
-    known = Sidecar(sha256, now.st_size, now.st_mtime_ns, derivation)
+    """Writes the sidecar of the finished file or folder, whose sum the caller has just computed."""
+    size, mtime_ns = _stamp(place_of(model))
+    known = Sidecar(sha256, size, mtime_ns, derivation)
     temporary = partial_of(model) / "sidecar.json"
     temporary.write_bytes(_SIDECAR.dump_json(known, indent=2) + b"\n")
     sync(temporary)
@@ -169,12 +191,17 @@ def record(model: Model, sha256: str, derivation: Derivation | None) -> None:
 
 
 def publish(model: Model, data: Path, sha256: str, derivation: Derivation | None) -> Path:
-    """Gives the checked file `data` its final name, writes its sidecar and removes the unfinished files."""
-    sync(data)
-    os.replace(data, file_of(model))
+    """Gives the checked file or folder its final name, writes its sidecar and removes what is unfinished."""
+    for file in _files(data):
+        sync(file)
+    place = place_of(model)
+    if place.is_dir():
+        # a folder can only be renamed to one that is empty or not there
+        os.replace(place, partial_of(model) / "outdated")
+    os.replace(data, place)
     record(model, sha256, derivation)
     discard_partial(model)
-    return file_of(model)
+    return place
 
 
 def sync(file: Path) -> None:
@@ -194,20 +221,35 @@ def sha256_of(file: Path, what: str, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def verify(name: str, progress: Progress = silent) -> None:
-    """Hashes the whole file of the entry `name`: against the published sum, or a derived one's sum when made.
+def sum_of(place: Path, what: str, progress: Progress) -> str:
+    """The sha256 of a file; of a folder, that of what `sha256sum` prints for its files, sorted by name."""
+    if not place.is_dir():
+        return sha256_of(place, what, progress)
+    digest, before, (total, _) = hashlib.sha256(), 0, _stamp(place)
+    for file in _files(place):
 
-    Raises ModelError that says what is wrong: no such entry, no such file, another sum.
+        def within(step: str, done: int, _size: int, /, before: int = before) -> None:
+            progress(step, before + done, total)
+
+        digest.update(f"{sha256_of(file, what, within)}  {file.relative_to(place)}\n".encode())
+        before += file.stat().st_size
+    return digest.hexdigest()
+
+
+def verify(name: str, progress: Progress = silent) -> None:
+    """Hashes the whole entry `name`: against the published sum, or a derived one's sum when it was made.
+
+    Raises ModelError that says what is wrong: no such entry, not in the store, another sum.
     """
     model = catalogue.find(name)
-    file = file_of(model)
-    if not file.is_file():
+    place = place_of(model)
+    if not place.exists():
         raise ModelError(f"{name} is not in {root()}; run `ecd models get {name}`")
     expected = _expected_sum(model)
-    found = sha256_of(file, f"{name}: checking", progress)
+    found = sum_of(place, f"{name}: checking", progress)
     if found != expected:
         raise ModelError(
-            f"{name}: {file} has sha256 {found}, expected {expected}; "
+            f"{name}: {place} has sha256 {found}, expected {expected}; "
             f"delete it and run `ecd models get {name}`"
         )
 
@@ -220,7 +262,7 @@ def _expected_sum(model: Model) -> str:
             known = read_sidecar(model)
             if known is None or not _describes(known, model):
                 raise ModelError(
-                    f"{model.name}: {_sidecar_of(model)} does not tell how this file was made; "
+                    f"{model.name}: {_sidecar_of(model)} does not tell how this was made; "
                     f"run `ecd models get {model.name}` to make it again"
                 )
             return known.sha256

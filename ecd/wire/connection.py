@@ -8,6 +8,7 @@ same in prose.
 
 import hmac
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum, auto
 from typing import Any
@@ -182,7 +183,8 @@ class Connection:
         self.state = State.HANDSHAKE
         self.peer: Hello | Welcome | None = None
         self.rtt = Rtt()
-        self.load: dict[str, Any] = {}
+        # Asked for each PONG.
+        self.load: Callable[[], dict[str, Any]] = dict
         self.peer_load: dict[str, Any] = {}
         self.draining = False
         self.peer_draining = False
@@ -344,7 +346,7 @@ class Connection:
                 self._check_fingerprint(message.fingerprint)
                 self._establish(message, now)
             case Ping():
-                self._queue(Pong(0, message.cookie, self.load))
+                self._queue(Pong(0, message.cookie, self.load()))
             case Pong():
                 self._on_pong(message, now)
             case Goaway():

@@ -1,6 +1,8 @@
 """The model fingerprint: whether two models read and write the same token ids.
 
 Owns what is compared at connect and the words for a difference. Engines compute it; it knows no engine.
+What only one kind of model file can tell (names of tokenizers, ids that pad the vocabulary, which tokens are
+control tokens or end a text) is not compared: a GGUF file and a Hugging Face folder of one model are equal.
 """
 
 import hashlib
@@ -11,7 +13,9 @@ from typing import Any
 from ecd.errors import ProtocolError
 
 # Texts whose token ids tell tokenizers apart: spacing, digits, contractions, scripts, code, special-token
-# look-alikes.
+# look-alikes. All are in Unicode's form NFC: some tokenizers on the hub normalise and llama.cpp never does.
+# `</s>` is not among them: llama.cpp takes it for a control token even where it is text, as in Qwen's
+# vocabulary.
 PROBES = (
     "Hello, world!  Two spaces\tand a tab\n\n\nthree newlines ",
     " leading space, 1234567890 3.14159 0xFF",
@@ -19,9 +23,14 @@ PROBES = (
     "人工智能的未来是什么？ 日本語のテスト 한국어",
     "Привет мир עברית العربية हिन्दी ไทย",
     "def f(x):\n    return {'a': [x ** 2, ~x]}  # comment\r\n",
-    "🙂👩‍👩‍👧‍👦 e\u0301 \u200b \ufeff",
-    "<s></s><|im_start|>user<|endoftext|>[INST]",
+    "🙂👩‍👩‍👧‍👦 \u200b \ufeff",
+    "<|im_start|>user<|endoftext|>[INST]",
+    "    four\n        eight\n\t\ttabs  \n \n\r\n\r\n\xa0end",
+    "https://example.org/a_b-c?d=e&f=%20#g user@host.io C:\\dir\\HTTPServer2Go.x86_64",
+    "$\\frac{1}{2}$ ∑ x² ≈ 3.141,59 – „so“ «là» … ½ Ⅳ ①",
+    "1 22 333 4444 55555 12345678901234567890 don't DON'T --------======== aaaaaaaaaaaaaaaa",
 )
+_PROBE_DIGITS = 16
 
 
 def _are_special_ids(given: Any) -> bool:
@@ -37,10 +46,12 @@ def _is_list_of_ids(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What must be equal at both ends; hashes are hex SHA-256.
+    """What must be equal at both ends: `n_vocab`, `vocabulary`, `probes`, and `bos` of `special`.
 
-    vocabulary: over each id's bytes and whether it is a control token. probes: over the ids of PROBES, plain
-    and with special tokens parsed. `special` maps names (bos, eos, end_of_generation, add_bos) to ids.
+    vocabulary: hex SHA-256 over the ids that mean something, with their bytes. probes: for each of PROBES,
+    the hash of its ids as plain text and with special tokens parsed. `special` has the id that starts every
+    prompt (`bos`, None for none) and those that end a text (`end_of_generation`), which are not compared: the
+    cloud's decide. `tokenizer` is a name for a person.
     """
 
     n_vocab: int
@@ -52,21 +63,19 @@ class Fingerprint:
     @classmethod
     def of(
         cls,
-        pieces: Iterable[tuple[bytes, bool]],
+        pieces: Iterable[bytes],
         special: dict[str, Any],
         tokenizer: str,
         tokenize: Callable[[str, bool], list[int]],
     ) -> "Fingerprint":
-        """Fingerprint from each id's (bytes, is control) in order and `tokenize(text, parse_special)`."""
+        """Fingerprint from each id's bytes in order, none for padding, and `tokenize(text, special)`."""
         digest, n_vocab = hashlib.sha256(), 0
-        for piece, control in pieces:
-            digest.update(len(piece).to_bytes(4, "big") + piece + bytes([control]))
-            n_vocab += 1
-        probes = hashlib.sha256()
-        for text in PROBES:
-            for parse_special in (False, True):
-                probes.update((",".join(map(str, tokenize(text, parse_special))) + ";").encode())
-        return cls(n_vocab, digest.hexdigest(), special, tokenizer, probes.hexdigest())
+        for token, piece in enumerate(pieces):
+            if piece:
+                digest.update(token.to_bytes(4, "big") + len(piece).to_bytes(4, "big") + piece)
+            n_vocab = token + 1
+        ids = (tokenize(text, parse_special) for text in PROBES for parse_special in (False, True))
+        return cls(n_vocab, digest.hexdigest(), special, tokenizer, " ".join(map(_hash_of_ids, ids)))
 
     def to_map(self) -> dict[str, Any]:
         """As carried in HELLO and WELCOME."""
@@ -93,12 +102,24 @@ class Fingerprint:
             found.append(f"vocabulary size ({self.n_vocab} against {other.n_vocab})")
         elif self.vocabulary != other.vocabulary:
             found.append("vocabulary (same size, different tokens)")
-        for name in sorted(self.special.keys() | other.special.keys()):
-            mine, theirs = self.special.get(name), other.special.get(name)
-            if mine != theirs:
-                found.append(f"special ids: {name} ({mine} against {theirs})")
-        if self.tokenizer != other.tokenizer:
-            found.append(f"tokenizer ({self.tokenizer} against {other.tokenizer})")
+        mine, theirs = self.special.get("bos"), other.special.get("bos")
+        if mine != theirs:
+            found.append(f"token that starts every prompt ({_shown(mine)} against {_shown(theirs)})")
         if self.probes != other.probes:
-            found.append("tokenizer behaviour (the same text gives different ids)")
+            found.append(f"tokenizer behaviour (the same text gives different ids{self._example(other)})")
+        if found and self.tokenizer != other.tokenizer:
+            found.append(f"tokenizer ({self.tokenizer} against {other.tokenizer})")
         return found
+
+    def _example(self, other: "Fingerprint") -> str:
+        texts = [text for text in PROBES for _ in (False, True)]
+        pairs = zip(texts, self.probes.split(), other.probes.split(), strict=False)
+        return next((f", such as {text[:24]!r}" for text, mine, theirs in pairs if mine != theirs), "")
+
+
+def _hash_of_ids(ids: list[int]) -> str:
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:_PROBE_DIGITS]
+
+
+def _shown(token: Any) -> str:
+    return "none" if token is None else f"id {token}"

@@ -106,6 +106,7 @@ class Link(asyncio.Protocol):
         self._queue = PriorityQueue()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None
         self._flush_due = False
         self._paused = False
         self._told = False
@@ -200,15 +201,19 @@ class Link(asyncio.Protocol):
                 self._transport.close()
 
     def _arm_timer(self) -> None:
+        due = self.connection.next_timer()
+        if due == self._due:
+            return
+        self._due = due
         if self._timer is not None:
             self._timer.cancel()
-        due = self.connection.next_timer()
         # The loop's own clock may tick in whole milliseconds, too coarse to measure a round trip with.
         self._timer = (
             None if due is None else self._loop.call_later(max(0, due - monotonic()), self._on_timer)
         )
 
     def _on_timer(self) -> None:
+        self._due = None
         self._after(self.connection.timeout(monotonic()))
         if self.connection.state is State.CLOSED:
             # A peer that fell silent does not acknowledge the farewell either.

@@ -1,17 +1,35 @@
 """Messages: the typed content of the frames between edge and cloud, and their codec.
 
-docs/PROTOCOL.md is normative and is checked against this table. Owns field types and their order; knows
-nothing of connection state, tokens' meaning or I/O. `decode` validates everything that can be judged without
-context.
+docs/PROTOCOL.md is normative and is checked against this table. Owns which fields a message has and their
+order; knows nothing of connection state, tokens' meaning or I/O. Decoding validates everything that can be
+judged without context.
 """
 
-from collections.abc import Callable
+import math
+import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 from ecd.errors import Code, ProtocolError
-from ecd.wire.frames import is_uint, pack_ids, unpack_ids
+from ecd.logprobs import MAX_TOP, TokenLogprobs
+from ecd.wire.fields import (
+    BYTES,
+    IDS,
+    MAP,
+    TEXT,
+    U8,
+    U16,
+    U32,
+    U64,
+    Codec,
+    array_of,
+    decode_ids,
+    enum,
+    need,
+    optional,
+)
+from ecd.wire.frames import is_uint, pack_ids
 
 
 class Finish(IntEnum):
@@ -96,7 +114,10 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Starts a session. The prompt is `prefix_len` tokens that hash to `prefix_hash`, then `prompt`."""
+    """Starts a session. The prompt is `prefix_len` tokens that hash to `prefix_hash`, then `prompt`.
+
+    `logprobs`: how many of the most likely tokens are told with each committed one; None: no logprobs at all.
+    """
 
     TYPE: ClassVar[int] = 3
     stream: int
@@ -108,6 +129,7 @@ class Open:
     max_tokens: int
     stop: tuple[str, ...]
     pace: Pace
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +157,7 @@ class Tokens:
     """What one target forward committed from position `base` on.
 
     The first `accepted` ids were hints, `verified` hints were looked at, `step_us` is the forward's wall
-    time.
+    time. `logprobs`: one for each id, if OPEN asked for them.
     """
 
     TYPE: ClassVar[int] = 5
@@ -146,7 +168,7 @@ class Tokens:
     verified: int
     step_us: int
     finish: Finish = Finish.NONE
-    logprobs: tuple[float, ...] | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,111 +265,65 @@ Message = (
 )
 
 
-class _Codec(NamedTuple):
-    """How one field travels: functions of a value and the id width; `decode` raises ValueError."""
-
-    name: str
-    encode: Callable[[Any, int], Any]
-    decode: Callable[[Any, int], Any]
-
-
-def _need(condition: bool) -> None:
-    if not condition:
-        raise ValueError
-
-
-def _plain(name: str, valid: Callable[[Any], bool]) -> _Codec:
-    def decode(value: Any, width: int) -> Any:
-        _need(valid(value))
-        return value
-
-    return _Codec(name, lambda value, width: value, decode)
-
-
-def _optional(codec: _Codec) -> _Codec:
-    return _Codec(
-        f"{codec.name} or nil",
-        lambda value, width: None if value is None else codec.encode(value, width),
-        lambda value, width: None if value is None else codec.decode(value, width),
-    )
-
-
-def _list(codec: _Codec) -> _Codec:
-    def decode(value: Any, width: int) -> Any:
-        _need(isinstance(value, list))
-        return tuple(codec.decode(item, width) for item in value)
-
-    return _Codec(
-        f"array of {codec.name}", lambda v, width: [codec.encode(item, width) for item in v], decode
-    )
-
-
-def _enum(kind: type[IntEnum]) -> _Codec:
-    def decode(value: Any, width: int) -> IntEnum:
-        _need(is_uint(value))
-        return kind(value)
-
-    return _Codec(kind.__name__, lambda value, width: int(value), decode)
-
-
-def _uint(bits: int) -> _Codec:
-    return _plain(f"u{bits}", lambda value: is_uint(value, bits))
-
-
-def _decode_ids(value: Any, width: int) -> tuple[int, ...]:
-    _need(isinstance(value, bytes))
-    return unpack_ids(value, width)
-
-
 def _decode_weights(value: Any, width: int) -> HintWeights:
-    _need(isinstance(value, list) and len(value) == 2 and isinstance(value[1], bytes) and 0 not in value[1])
-    ids = _decode_ids(value[0], width)
-    _need(0 < len(ids) == len(value[1]) and len(set(ids)) == len(ids))
+    need(isinstance(value, list) and len(value) == 2 and isinstance(value[1], bytes) and 0 not in value[1])
+    ids = decode_ids(value[0], width)
+    need(0 < len(ids) == len(value[1]) and len(set(ids)) == len(ids))
     return HintWeights(ids, value[1])
 
 
 def _decode_pace(value: Any, width: int) -> Pace:
-    _need(isinstance(value, list) and len(value) == 2 and all(is_uint(item) for item in value))
+    need(isinstance(value, list) and len(value) == 2 and all(is_uint(item) for item in value))
     return Pace(*value)
 
 
 def _decode_alternate(value: Any, width: int) -> Alternate:
-    _need(isinstance(value, list) and len(value) == 2 and is_uint(value[0]))
-    return Alternate(value[0], _decode_ids(value[1], width))
+    need(isinstance(value, list) and len(value) == 2 and is_uint(value[0]))
+    return Alternate(value[0], decode_ids(value[1], width))
 
 
-U8, U16, U32, U64 = _uint(8), _uint(16), _uint(32), _uint(64)
-TEXT = _plain("str", lambda value: isinstance(value, str))
-BYTES = _plain("bin", lambda value: isinstance(value, bytes))
-MAP = _plain("map", lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value))
-FLOAT = _plain("float", lambda value: isinstance(value, float))
-IDS = _Codec("ids", lambda value, width: pack_ids(value, width), _decode_ids)
-WEIGHTS = _Codec("weights", lambda v, width: [pack_ids(v.ids, width), v.weights], _decode_weights)
-PACE = _Codec("pace", lambda value, width: list(value), _decode_pace)
-ALTERNATE = _Codec("alternate", lambda v, width: [v.position, pack_ids(v.ids, width)], _decode_alternate)
+def _encode_logprob(value: TokenLogprobs, width: int) -> list[bytes]:
+    numbers = [value.logprob, *(logprob for _, logprob in value.top)]
+    return [pack_ids([token for token, _ in value.top], width), struct.pack(f">{len(numbers)}f", *numbers)]
 
-FIELDS: dict[type[Message], tuple[_Codec, ...]] = {
-    Hello: (U16, U16, _list(TEXT), _optional(BYTES), MAP, MAP, TEXT),
-    Welcome: (U16, U16, _list(TEXT), MAP, MAP, MAP, TEXT),
-    Open: (_optional(BYTES), U32, IDS, IDS, MAP, U32, _list(TEXT), PACE),
+
+def _decode_logprob(value: Any, width: int) -> TokenLogprobs:
+    need(isinstance(value, list) and len(value) == 2 and isinstance(value[1], bytes))
+    ids = decode_ids(value[0], width)
+    need(len(ids) <= MAX_TOP and len(set(ids)) == len(ids) and len(value[1]) == 4 * (len(ids) + 1))
+    own, *top = struct.unpack(f">{len(ids) + 1}f", value[1])
+    need(all(math.isfinite(number) and number <= 0 for number in (own, *top)))
+    need(top == sorted(top, reverse=True))
+    return TokenLogprobs(own, tuple(zip(ids, top, strict=True)))
+
+
+WEIGHTS = Codec("weights", lambda v, width: [pack_ids(v.ids, width), v.weights], _decode_weights)
+PACE = Codec("pace", lambda value, width: list(value), _decode_pace)
+ALTERNATE = Codec("alternate", lambda v, width: [v.position, pack_ids(v.ids, width)], _decode_alternate)
+LOGPROB = Codec("logprob", _encode_logprob, _decode_logprob)
+
+FIELDS: dict[type[Message], tuple[Codec, ...]] = {
+    Hello: (U16, U16, array_of(TEXT), optional(BYTES), MAP, MAP, TEXT),
+    Welcome: (U16, U16, array_of(TEXT), MAP, MAP, MAP, TEXT),
+    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8)),
     Draft: (
         U32,
         U32,
         IDS,
-        _optional(BYTES),
-        _optional(_list(WEIGHTS)),
-        _optional(_list(ALTERNATE)),
-        _optional(PACE),
+        optional(BYTES),
+        optional(array_of(WEIGHTS)),
+        optional(array_of(ALTERNATE)),
+        optional(PACE),
     ),
-    Tokens: (U32, IDS, U16, U16, U32, _enum(Finish), _optional(_list(FLOAT))),
-    Commit: (U32, IDS, _enum(Origin)),
-    Kv: (_enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),
+    Tokens: (U32, IDS, U16, U16, U32, enum(Finish), optional(array_of(LOGPROB))),
+    Commit: (U32, IDS, enum(Origin)),
+    Kv: (enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),
     Credit: (U32,),
     Ping: (U64,),
     Pong: (U64, MAP),
-    Goaway: (_enum(Code), TEXT),
-    Reset: (_enum(Code), TEXT),
-    Error: (_enum(Code), TEXT),
+    Goaway: (enum(Code), TEXT),
+    Reset: (enum(Code), TEXT),
+    Error: (enum(Code), TEXT),
 }
 BY_TYPE: dict[int, type[Message]] = {kind.TYPE: kind for kind in FIELDS}
 _NAMES = {kind: tuple(f.name for f in fields(kind))[1:] for kind in FIELDS}

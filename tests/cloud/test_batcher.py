@@ -203,18 +203,27 @@ def test_steps_that_only_decode_teach_what_tokens_cost() -> None:
     assert b.depth.cost.seconds(6, 2) == pytest.approx(0.060, rel=0.1)
 
 
-def test_hints_that_cost_more_than_they_bring_are_not_verified_unless_it_is_asked_for() -> None:
+ROUNDS = (1 << 32) - 1
+
+
+@pytest.mark.parametrize(
+    ("patience_us", "hints"),
+    [((0, 0), [0, 0]), ((0, ROUNDS), [0, 0]), ((ROUNDS, ROUNDS), [2, 2])],
+    ids=["nobody", "one of two", "all"],
+)
+def test_hints_that_cost_more_than_they_bring_are_not_verified_unless_all_ask_for_it(
+    patience_us: tuple[int, int], hints: list[int]
+) -> None:
     b = batcher(sessions=2)
-    rounds = (1 << 32) - 1
-    for key, patience_us in ((1, 0), (2, rounds)):
-        b.add(key, session(max_tokens=50, patience_us=patience_us))
+    for key, patience in enumerate(patience_us, 1):
+        b.add(key, session(max_tokens=50, patience_us=patience))
     b.apply(StepResult({1: judged(7), 2: judged(7)}, {}, 60, 2), 0.1, 0.0)
     for _ in range(20):
         for tokens, seconds in ((1, 0.007), (2, 0.025), (4, 0.06), (8, 0.14)):
             b.depth.cost.learn(tokens, 1, seconds)
     for s in b.running.values():
         s.hint(Draft(1, 5, 5, (8, 9, 10), b"\xc0\xc0\xc0"))
-    assert [len(w.hints) for w in b.plan(1.0)] == [0, 2]
+    assert [len(w.hints) for w in b.plan(1.0)] == hints
 
 
 @settings(max_examples=200, deadline=None)

@@ -234,9 +234,10 @@ def test_without_a_cost_of_passes_nothing_is_better(
 ) -> None:
     cost = known(curve)
     counts = best_counts(sessions, cost, at_most)
-    ranges = [
-        [len(s.chances)] if s.all_of_them else range(min(at_most, len(s.chances)) + 1) for s in sessions
-    ]
+    if all(s.all_of_them for s in sessions):
+        assert counts == [len(s.chances) for s in sessions]
+        return
+    ranges = [range(min(at_most, len(s.chances)) + 1) for s in sessions]
     best = max(value(sessions, each, cost) for each in itertools.product(*ranges))
     assert value(sessions, counts, cost) == pytest.approx(best, rel=1e-9)
     assert all(count in allowed for count, allowed in zip(counts, ranges, strict=True))
@@ -244,7 +245,7 @@ def test_without_a_cost_of_passes_nothing_is_better(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.builds(Hinted, CHANCES, st.sampled_from([FREE, FREE, FREE, STRICT])), min_size=1, max_size=4),
+    st.lists(st.builds(Hinted, CHANCES), min_size=1, max_size=4),
     st.sampled_from([BF16, FLAT]),
     st.floats(0.1, 1.0),
 )
@@ -253,18 +254,13 @@ def test_where_passes_cost_it_is_the_best_of_the_candidates(
 ) -> None:
     cost = known(curve, split)
     counts = best_counts(sessions, cost, 3)
-    fixed = [len(s.chances) if s.all_of_them else 0 for s in sessions]
-    free = [i for i, s in enumerate(sessions) if not s.all_of_them]
-    candidates = [fixed]
+    candidates = [[0] * len(sessions)]
     thresholds = {math.prod(s.chances[:k]) for s in sessions for k in range(1, 4)}
     for k, threshold in itertools.product(range(1, 4), thresholds):
-        ragged, level = list(fixed), list(fixed)
-        for i in free:
-            products = [math.prod(sessions[i].chances[: j + 1]) for j in range(len(sessions[i].chances))]
-            ragged[i] = sum(product >= threshold for product in products)
-            level[i] = k if len(products) >= k and products[k - 1] >= threshold else 0
-        equal = [k if i in free and len(s.chances) >= k else fixed[i] for i, s in enumerate(sessions)]
-        candidates += [ragged, equal, level] if len(free) == 1 else [ragged, equal]
+        products = [[math.prod(s.chances[: j + 1]) for j in range(len(s.chances))] for s in sessions]
+        ragged = [sum(product >= threshold for product in each) for each in products]
+        equal = [k if len(s.chances) >= k else 0 for s in sessions]
+        candidates += [ragged, equal]
     best = max(value(sessions, each, cost) for each in candidates)
     assert value(sessions, counts, cost) >= best * (1 - 1e-9)
 
@@ -280,9 +276,21 @@ def test_where_passes_cost_much_sessions_get_equal_counts() -> None:
     )
 
 
-def test_one_that_wants_all_of_its_hints_verified_gets_that() -> None:
-    sessions = [Hinted([0.01] * 5, all_of_them=True), Hinted([0.01] * 5), Hinted([])]
-    assert best_counts(sessions, known(Q4), 16) == [5, 0, 0]
+def test_where_all_want_all_of_their_hints_verified_they_get_that() -> None:
+    wanting = Hinted([0.01] * 5, all_of_them=True)
+    assert best_counts([wanting], known(Q4), 3) == [5]
+    assert best_counts([wanting, Hinted([], all_of_them=True), wanting], known(Q4), 3) == [5, 0, 5]
+
+
+@pytest.mark.parametrize("others", [[Hinted([0.01] * 5)], [Hinted([])]], ids=["hints", "no hints"])
+def test_nobody_buys_fewer_forwards_with_the_time_of_others(others: list[Hinted]) -> None:
+    """Beside one that does not want it so, hints of one that does are judged by what they are worth."""
+    for chance in (0.01, 0.9):
+        strict, free = Hinted([chance] * 5, all_of_them=True), Hinted([chance] * 5)
+        for curve in (Q4, FLAT):
+            cost = known(curve)
+            assert best_counts([strict, *others], cost, 16) == best_counts([free, *others], cost, 16)
+    assert best_counts([Hinted([0.01] * 5, all_of_them=True), *others], known(Q4), 16)[0] == 0
 
 
 def test_no_hints_no_choice() -> None:
@@ -362,8 +370,17 @@ def test_where_hints_pay_a_step_without_any_is_tried_unless_one_came_by_itself()
     assert zeros(gap=3) == 0
 
 
-def test_strict_sessions_are_never_tried_upon() -> None:
+def test_strict_sessions_by_themselves_are_never_tried_upon() -> None:
     depth = Depth(4)
     for _ in range(300):
         assert depth.choose([Hinted([0.9] * 3, all_of_them=True)]) == [3]
         depth.cost.learn(4, 1, 0.03)
+
+
+def test_strict_sessions_beside_others_are_tried_upon_like_them() -> None:
+    depth, counts = Depth(4), []
+    for _ in range(300):
+        counts.append(depth.choose([Hinted([0.9] * 3, all_of_them=True), Hinted([0.9] * 3)]))
+        depth.cost.learn(2 + sum(counts[-1]), len(set(counts[-1])), 0.03)
+    assert [0, 0] in counts[-200:]
+    assert counts[-1] == [3, 3]

@@ -8,6 +8,7 @@ import pytest
 
 from ecd.cloud.session import ALTERNATE_CONFIDENCE, MAX_PATIENCE_S, Committed, Session, Vocabulary
 from ecd.errors import BadRequest
+from ecd.logprobs import MAX_TOP, TokenLogprobs
 from ecd.sampling import Hint, Rule, Verdict
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Pace
 
@@ -74,6 +75,21 @@ def test_what_was_accepted_behind_the_end_does_not_count() -> None:
     assert done == Committed(3, (1, END), 2, 4, Finish.STOP)
     assert session.tokens == [*PROMPT, 1, END]
     assert (session.accepted, session.verified) == (2, 4)
+
+
+def test_logprobs_end_with_the_tokens_that_they_are_of() -> None:
+    told = tuple(TokenLogprobs(-float(n), ()) for n in range(4))
+    session = opened(logprobs=0)
+    assert session.logprobs == 0
+    assert session.commit(Verdict((1, 2), 1), 1, 0.0, told[:2]).logprobs == told[:2]
+    assert session.commit(Verdict((3, END, 4, 5), 3), 3, 0.0, told).logprobs == told[:2]
+    assert commit(opened(), 1).logprobs is None
+
+
+def test_more_logprobs_than_there_may_be_are_refused() -> None:
+    assert opened(logprobs=MAX_TOP).logprobs == MAX_TOP
+    with pytest.raises(BadRequest, match="logprobs"):
+        opened(logprobs=MAX_TOP + 1)
 
 
 def test_a_stop_string_ends_it_across_forwards() -> None:

@@ -4,9 +4,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.edge.acceptance import BUCKETS, Acceptance
+from ecd.edge.acceptance import BUCKETS, Acceptance, DecayedRate
 
 confidences = st.floats(0, 1)
+
+
+@given(st.floats(2, 500), st.lists(st.booleans(), max_size=300))
+def test_a_decayed_rate_weighs_trials_by_their_age(memory: float, trials: list[bool]) -> None:
+    rate = DecayedRate(memory)
+    for success in trials:
+        rate.add(success)
+    weights = [(1 - 1 / memory) ** age for age in reversed(range(len(trials)))]
+    assert rate.trials == pytest.approx(sum(weights))
+    right = sum(weight for weight, success in zip(weights, trials, strict=True) if success)
+    assert rate.successes == pytest.approx(right)
+    assert rate.estimate(0.5, 4.0) == pytest.approx((right + 2) / (sum(weights) + 4))
+    assert rate.mean == (pytest.approx(right / sum(weights)) if trials else None)
+
+
+def test_trials_elsewhere_make_older_what_is_known_and_change_no_rate() -> None:
+    rate, elsewhere = DecayedRate(10.0), DecayedRate(10.0)
+    for each in (rate, elsewhere):
+        each.add(True)
+        each.add(False)
+    before = rate.mean
+    rate.fade()
+    elsewhere.add(True)
+    assert rate.mean == before
+    assert rate.trials == pytest.approx(elsewhere.trials - 1)
 
 
 def test_before_anything_is_settled_a_guess_is_worth_its_confidence() -> None:
@@ -66,7 +91,23 @@ def test_totals_count_every_guess() -> None:
     acceptance.settle("lookup", 0.7, True)
     acceptance.settle("lookup", 0.7, False)
     assert acceptance.totals() == {
-        "lookup": {"drafted": 5, "settled": 2, "right": 1, "acceptance_rate": 0.5},
-        "model": {"drafted": 1, "settled": 0, "right": 0, "acceptance_rate": None},
+        "lookup": {
+            "drafted": 5,
+            "settled": 2,
+            "right": 1,
+            "acceptance_rate": 0.5,
+            "recent": pytest.approx(0.5, abs=0.01),
+            "confidence": {
+                "0.75": {"rate": pytest.approx(0.5, abs=0.01), "settled": pytest.approx(2, abs=0.02)}
+            },
+        },
+        "model": {
+            "drafted": 1,
+            "settled": 0,
+            "right": 0,
+            "acceptance_rate": None,
+            "recent": None,
+            "confidence": {},
+        },
     }
     assert acceptance.mean("model") is None

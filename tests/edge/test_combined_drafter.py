@@ -105,6 +105,17 @@ def test_an_answer_learns_what_copies_are_worth_in_it() -> None:
     assert tokens(combined.draft([task(COPIED)])) == [[4, 5]], "and so has the next one in the slot"
 
 
+def test_what_became_of_an_answers_copies_is_known_outside() -> None:
+    combined, _, acceptance = system()
+    assert acceptance.copies[0].mean is None
+    combined.draft([task(COPIED)])
+    combined.draft([task([*COPIED, 4, 9])])
+    assert acceptance.copies[0].mean == 1.0
+    assert acceptance.copies[1].mean is None
+    combined.release(0)
+    assert acceptance.copies[0].mean is None
+
+
 def test_a_copy_behind_a_wrong_guess_does_not_count() -> None:
     combined, _, acceptance = system()
     learn(acceptance, "model", 0.9, 0.8)
@@ -127,9 +138,12 @@ def test_all_that_need_the_model_go_in_one_call() -> None:
 
 def test_without_the_model_there_is_only_lookup() -> None:
     combined, model, acceptance = system()
-    learn(acceptance, "lookup", confidence(3), 0.1)
+    learn(acceptance, "lookup", confidence(3), 0.3)
+    learn(acceptance, "model", 0.5, 0.3)
     runs = combined.draft([task(COPIED, model=False), task(NEW, slot=1, model=False)])
     assert tokens(runs) == [[4, 5], []]
+    learn(acceptance, "model", 0.5, 0.9)
+    assert tokens(combined.draft([task(COPIED, model=False)])) == [[]], "better wait for the model"
     assert model.calls == []
 
 

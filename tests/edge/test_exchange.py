@@ -18,11 +18,14 @@ from ecd.cloud.batcher import Batcher
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.edge.acceptance import Acceptance
+from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import DraftTask
-from ecd.edge.generation import Command, Emit, Finished, Generation, Phase, Send
+from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import EDGE_MEMORY, Objective, Pacer, Survival
+from ecd.edge.pacing import Objective, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.logprobs import TokenLogprobs, token_logprobs, verdict_logprobs
 from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, choose, guess, shape, verify
 from ecd.text import TextStream
 from ecd.wire.messages import Draft, Finish, Open, Origin, Tokens
@@ -117,6 +120,7 @@ class World:
     meter: Meter = field(default_factory=Meter)
     now: float = 0.0
     emitted: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     tokens_at: list[float] = field(default_factory=list)
     finish: Finish | None = None
     frames: int = 0
@@ -210,9 +214,11 @@ class World:
                     assert message.stream == self.stream
                     self.frames += 1
                     self.send("up", message)
-                case Emit(ids, origins):
+                case Emit(ids, origins, logprobs):
                     assert len(ids) == len(origins)
                     self.emitted.extend(ids)
+                    assert (logprobs is None) == (self.request.logprobs is None)
+                    self.logprobs.extend(logprobs or ())
                     self.tokens_at += [self.now] * len(ids)
                 case Finished(reason):
                     self.finish = reason
@@ -230,7 +236,7 @@ class World:
             return
         g = self.g
         known = [*g.tokens, *(guess.token for guess in g.lines.main.guesses)]
-        assert all(task.branch or task.context == known for task in tasks)
+        assert all(task.branch or task.context[:] == known for task in tasks)
         # The last token is the target's own.
         room = len(self.request.prompt) + self.request.max_tokens - 1
         assert all(len(task.context) + task.at_most <= room for task in tasks)
@@ -274,14 +280,18 @@ class World:
         line = [hint.token for hint in part.hints]
         rows = np.stack([target_logits([*context, *line[:n]]) for n in range(len(line) + 1)])
         verdict = verify(rows, part.hints, part.sampling, context, part.prompt_len)
-        result = StepResult({part.key: Judged(verdict, len(line))}, {}, 1 + len(line), 1)
+        logprobs = verdict_logprobs(rows, verdict.tokens, part.logprobs)
+        result = StepResult({part.key: Judged(verdict, len(line), logprobs)}, {}, 1 + len(line), 1)
         for key, done in self.batcher.apply(result, seconds, self.now):
             assert isinstance(done, Committed)
             if done.finish is not Finish.NONE:
                 self.batcher.remove(key)
             micros = int(seconds * 1e6)
-            told = Tokens(key, done.base, done.ids, done.accepted, done.verified, micros, done.finish)
-            self.send("down", told)
+            ids, finish = done.ids, done.finish
+            self.send(
+                "down",
+                Tokens(key, done.base, ids, done.accepted, done.verified, micros, finish, done.logprobs),
+            )
 
     # -- afterwards
 
@@ -290,6 +300,7 @@ class World:
         assert g.phase is Phase.FINISHED
         assert g.committed == tuple(self.emitted)
         assert len(g.origins) == len(self.emitted)
+        assert g.logprobs == self.logprobs == self.true_logprobs()
         assert g.origins.count(Origin.DRAFT_ACCEPTED) == t.accepted <= t.verified
         assert g.origins.count(Origin.TARGET) <= t.forwards == self.forwards
         assert t.right <= t.settled
@@ -297,6 +308,16 @@ class World:
         assert t.resumed == self.stream - 1
         assert g.next_tasks(3) == []
         assert g.next_timer() is None
+
+    def true_logprobs(self) -> list[TokenLogprobs]:
+        """Of every committed token, in their order, whatever happened; none if none were asked for."""
+        if self.request.logprobs is None:
+            return []
+        first, tokens = len(self.request.prompt), self.g.tokens
+        return [
+            token_logprobs(target_logits(tokens[:at]), tokens[at], self.request.logprobs)
+            for at in range(first, len(tokens))
+        ]
 
 
 REQUESTS = st.builds(
@@ -318,6 +339,7 @@ REQUESTS = st.builds(
     ahead=st.none() | st.integers(0, 8),
     patience_us=st.none() | st.sampled_from([0, 2000, MAX_PATIENCE_US]),
     hint_tokens=st.none() | st.integers(1, 4),
+    logprobs=st.none() | st.integers(0, 3),
 )
 AROUND = st.builds(
     Circumstances,

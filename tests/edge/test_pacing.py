@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.edge.pacing import (
-    COPIED,
+    AS_FEW,
+    BALANCED_LOSS,
+    COST_WAIT_S,
     DECIDED_FOR,
-    EDGE_MEMORY,
-    FIRST_RATE,
+    FORECAST_ERROR,
     GATHERS,
-    GROUPS,
-    HORIZON,
     PROBE_AHEAD,
     PROBE_GUESSES,
     PROBE_TOKENS,
@@ -25,11 +24,11 @@ from ecd.edge.pacing import (
     Objective,
     Pace,
     Pacer,
-    Survival,
     best_pace,
     forecast,
     rounds_forecast,
 )
+from ecd.edge.survival import EDGE_MEMORY, HORIZON, Survival
 from ecd.lab.simulate import Regime, Setting, draws, simulate
 
 MAX_VERIFY = 16
@@ -175,7 +174,8 @@ def test_objectives_give_speed_for_forwards_in_their_order(conditions: Condition
     ]
     assert made[0] is not None
     assert made[1] is not None
-    assert made[1].tokens_per_s >= 0.98 * made[0].tokens_per_s * (1 - 1e-9)
+    least = 1 - BALANCED_LOSS + FORECAST_ERROR
+    assert made[1].tokens_per_s >= least * made[0].tokens_per_s * (1 - 1e-9)
     assert made[1].forwards_per_token <= made[0].forwards_per_token + 1e-9
 
 
@@ -192,6 +192,37 @@ def test_cost_takes_fewest_forwards_and_is_still_faster_than_rounds() -> None:
         best = max(rounds, key=lambda made: made.tokens_per_s)
         assert chosen.forecast.tokens_per_s > best.tokens_per_s
         assert chosen.forecast.forwards_per_token <= 1.05 * best.forwards_per_token
+
+
+@pytest.mark.parametrize("draft_s", [0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("rtt_s", [0.0, 0.1, 0.4])
+def test_cost_with_a_slow_draft_is_like_the_fastest_rounds(draft_s: float, rtt_s: float) -> None:
+    conditions = Conditions(rtt_s, 0.0, draft_s, 0.03, 0.0006)
+    chosen = best_pace(conditions, survival(0.8), Objective.COST, MAX_VERIFY, 64)
+    assert chosen.patience_s == math.inf
+    assert chosen.forecast is not None
+    best = max(
+        (rounds_forecast(conditions, survival(0.8), k) for k in GATHERS), key=lambda made: made.tokens_per_s
+    )
+    assert chosen.forecast.forwards_per_token <= AS_FEW * best.forwards_per_token
+    assert chosen.forecast.tokens_per_s >= 0.9 * best.tokens_per_s
+    if draft_s >= 0.3:
+        assert chosen.ahead == chosen.gather, "what is drafted behind them comes too late"
+
+
+@pytest.mark.parametrize(("rtt_s", "draft_s"), [(0.0, 1.1 * COST_WAIT_S), (1.1 * COST_WAIT_S, 0.005)])
+def test_text_flows_under_cost_however_slow_draft_and_link_are(rtt_s: float, draft_s: float) -> None:
+    conditions = Conditions(rtt_s, 0.0, draft_s, 0.03, 0.0006)
+    assert best_pace(conditions, survival(0.95), Objective.COST, MAX_VERIFY, 64).patience_s == 0
+
+
+@given(CONDITIONS, st.floats(0.05, 0.98))
+def test_under_cost_no_step_waits_longer_for_its_hints_than_the_bound(
+    conditions: Conditions, acceptance: float
+) -> None:
+    chosen = best_pace(conditions, survival(acceptance), Objective.COST, MAX_VERIFY, 64)
+    waits_s = conditions.rtt_s + chosen.gather * conditions.draft_s
+    assert chosen.patience_s == 0 or waits_s <= COST_WAIT_S
 
 
 def test_patience_is_for_short_links() -> None:
@@ -239,67 +270,6 @@ def test_alternates_are_worth_more_the_longer_a_fork_stays_unanswered() -> None:
     assert [pace.alternate_worth for pace in worths] == pytest.approx([0.25, 17.5 / 30, 1.0])
 
 
-# --- how long guesses stay right
-
-
-def test_survival_begins_with_a_guess_of_its_own_and_then_counts_by_place() -> None:
-    session = Survival(64.0)
-    assert session.rate == FIRST_RATE
-    assert session.curve(None)[:3] == pytest.approx((1.0, 0.7, 0.49), rel=0.1)
-    for _ in range(300):
-        for place in range(3):
-            session.settle(place, place != 1)
-    rates = session.rates(None)
-    assert rates[0] > 0.9 > 0.7 > rates[1]
-    assert rates[1] < 0.2
-    assert rates[2] > 0.9
-
-
-def test_far_places_are_counted_together() -> None:
-    session = Survival(64.0)
-    for place in (GROUPS[-1], GROUPS[-1] + 1, 100):
-        session.settle(place, True)
-    assert session.settled[-1] == pytest.approx(3.0, rel=0.05)
-    assert session.settled[:-1] == [0.0] * (len(GROUPS) - 1)
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.8, 0.95, 0.99])
-def test_a_curve_is_coarse_where_that_matters_little(rate: float) -> None:
-    session = Survival(1e9)
-    for number in range(100_000):
-        session.settle(0, number % 100 < round(100 * rate))
-    failure = 1 - session.curve(None)[1]
-    assert failure == pytest.approx(1 - rate, rel=0.13)
-
-
-def test_a_new_session_leans_on_what_the_edge_has_seen() -> None:
-    edge = Survival(EDGE_MEMORY)
-    for _ in range(200):
-        edge.settle(0, False)
-    assert Survival(64.0).rates(edge)[0] < 0.05
-    assert Survival(64.0).rates(None)[0] == pytest.approx(FIRST_RATE)
-
-
-def test_old_guesses_are_forgotten() -> None:
-    session = Survival(64.0)
-    for right in (False, True):
-        for _ in range(400):
-            session.settle(0, right)
-    assert session.rates(None)[0] > 0.9
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=100))
-def test_a_curve_falls_from_one(settled: list[tuple[int, bool]]) -> None:
-    session = Survival(64.0)
-    for place, right in settled:
-        session.settle(place, right)
-    curve = session.curve(Survival(EDGE_MEMORY))
-    assert curve[0] == 1.0
-    assert list(curve) == sorted(curve, reverse=True)
-    assert 2 <= len(curve) <= HORIZON + 1
-    assert curve[-1] <= 1e-3 or len(curve) == HORIZON + 1
-
-
 # --- drafting, quiet, probing
 
 UNSURE = Pace(7)
@@ -334,7 +304,8 @@ def test_a_draft_that_is_wrong_is_quiet_then_probed_and_taken_up_again_when_it_i
     for _ in range(3):
         begun = committed
         pace = controller.pace(USUAL, committed, 64, UNSURE)
-        assert (pace.model, pace.send, pace.ahead, pace.patience_s) == (False, True, COPIED, 0.0)
+        assert (pace.model, pace.send, pace.patience_s) == (False, True, 0.0)
+        assert pace.ahead == pace.copies_ahead > 0
         while not (pace := controller.pace(USUAL, committed, 64, UNSURE)).model:
             committed += 1
         waits.append(committed - begun)

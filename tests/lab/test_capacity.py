@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ecd.lab.capacity import (
     PRECISION,
     Capacity,
+    Emulation,
     Level,
-    Regime,
     largest,
     level_of,
     line_of,
@@ -78,10 +78,10 @@ def test_a_line_says_what_limited() -> None:
 def test_a_cloud_that_serves_one_session_at_the_rate_but_not_two(tmp_path: Path) -> None:
     # 40 ms alone and 76 ms for two: 25 and 13 tokens/s without drafts.
     save_profile(tmp_path / "pace.json", straight_pace(40.0, 0.9))
-    regime = Regime(find_file("traces", "qwen-coder-greedy"), tmp_path / "pace.json", 5.0, 0.0)
-    with running_system(tmp_path, regime, 2) as system:
+    emulation = Emulation(find_file("traces", "qwen-coder-greedy"), tmp_path / "pace.json", 5.0, 0.0)
+    with running_system(tmp_path, emulation, 2) as system:
         found = measure_capacity(
-            system, regime, Variant(Mode.CLOUD), "latency", rate=16.0, most=2, seconds=2.0
+            system, emulation, Variant(Mode.CLOUD), "latency", rate=16.0, most=2, seconds=2.0
         )
     assert found.level is not None
     assert found.level.sessions == 1

@@ -25,6 +25,9 @@ class Engine:
     def forget(self, key: int) -> None:
         self.forgotten.append(key)
 
+    def stats(self) -> dict[str, int | float]:
+        return {"kv_use": 0.5}
+
     def close(self) -> None:
         self.closed = True
 
@@ -37,6 +40,7 @@ def test_each_session_is_noted_with_how_far_its_answer_came(tmp_path: Path) -> N
     engine = Engine()
     verifier = NotingVerifier(engine, tmp_path / "notes")
     assert verifier.capacity is engine.capacity
+    assert verifier.stats() == {"kv_use": 0.5}
     start = monotonic()
     assert set(verifier.step([work(1, 3), work(2, 3)]).judged) == {2}
     verifier.step([work(2, 5), work(4, 9)])

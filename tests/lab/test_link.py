@@ -1,6 +1,7 @@
 """The emulated link: what a lane decides, and what real sockets see through the relay on both event loops."""
 
 import asyncio
+import math
 import random
 import signal
 import socket
@@ -205,7 +206,10 @@ class TestSchedule:
         assert schedule.stop(1, Direction.DOWN) == Cut(1, Direction.DOWN, 1)
         assert schedule.stop(0, Direction.DOWN) is None
 
-    def test_negative_conditions_are_refused(self) -> None:
+    def test_conditions_that_are_negative_or_without_end_are_refused(self) -> None:
+        for delay_s in (math.nan, math.inf):
+            with pytest.raises(ConfigError, match="finite"):
+                Conditions(delay_s)
         with pytest.raises(ConfigError, match="negative"):
             Conditions(delay_s=-1)
 

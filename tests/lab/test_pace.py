@@ -1,5 +1,6 @@
 """Step times: lines, curves through measured points, and keeping time."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_beyond_the_last_point_a_curve_never_falls() -> None:
         (*POINTS, POINTS[0]),
         (Point(0, 1, 1.0),),
         (Point(1, 1, 0.0),),
+        (Point(1, 1, math.inf),),
         (Point(1, 1, float("nan")),),
     ],
 )

@@ -49,6 +49,7 @@ def test_ratios_are_to_the_first_and_texts_are_compared_with_its() -> None:
     text = table([plain, fast, other], colocated(10.0, 30.0, 0.02, 0.8), threads=1)
     assert "2.00 (2.00 - 2.00)" in text
     assert "1 thread." in text
+    assert "resamples of repeats within each prompt" in text
     assert "times the target alone" in text
 
 

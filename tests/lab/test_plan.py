@@ -61,11 +61,19 @@ def test_json_has_every_mode_and_no_infinity() -> None:
     assert plan["modes"]["ecd"]["ratio"] >= max(mode["ratio"] for mode in plan["modes"].values())
 
 
-@pytest.mark.parametrize("rtt", ["x", "-1", "20,", "inf"])
+@pytest.mark.parametrize("rtt", ["x", "-1", "20,", "inf", "nan", "1e9"])
 def test_a_bad_list_is_a_usage_error(rtt: str) -> None:
     result = run("--rtt", rtt, *GIVEN)
     assert result.exit_code == 2
     assert "--rtt" in result.output
+
+
+@pytest.mark.parametrize("option", ["--draft-ms", "--target-ms", "--slope", "--acceptance"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e308", "-1"])
+def test_numbers_that_are_none_and_times_without_end_are_refused(option: str, number: str) -> None:
+    result = run("--rtt", "20", *GIVEN, option, number)
+    assert result.exit_code == 2
+    assert option in result.output
 
 
 def test_what_is_missing_is_named() -> None:

@@ -12,7 +12,7 @@ from ecd.client import BlockingClient
 from ecd.cloud.verifier import StepResult, Work
 from ecd.edge.drafter import DraftTask
 from ecd.errors import BadRequest, EngineError, RemoteError
-from ecd.lab.pace import Line
+from ecd.lab.pace import Hold, Line
 from ecd.lab.replay import PROMPT_STEP_TOKENS, ReplayDrafter, ReplayModel, ReplayVerifier
 from ecd.lab.shipped import find_file
 from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
@@ -117,6 +117,7 @@ def test_a_session_that_comes_again_goes_on_where_it_was(trace: Trace) -> None:
         (work(tokens=[3, 3, 3]), "no prompt with these 3 token ids"),
         (work((11,)), "'first prompt' has left what was recorded"),
         (work(sampling=Sampling.of(temperature=0.5)), "recorded with .*ask for the same"),
+        (work(logprobs=0), "has no logprobs; ask without"),
     ],
 )
 def test_what_was_not_recorded_fails_alone(trace: Trace, item: Work, said: str) -> None:
@@ -175,6 +176,17 @@ def test_a_prompt_is_read_in_chunks_and_again_after_release(trace: Trace) -> Non
             calls += 1
         assert calls == 10  # 600 tokens, 64 at a time
         drafter.release(0)
+
+
+@pytest.mark.parametrize(("given", "expected_ms"), [({}, 1.6), ({"line_cost": 0.0}, 1.0)])
+def test_each_further_line_costs_a_share_of_the_first(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch, given: dict[str, float], expected_ms: float
+) -> None:
+    held = list[float]()
+    monkeypatch.setattr(Hold, "until", lambda self, started, ms: held.append(ms))
+    drafter = ReplayDrafter(trace, slots=1, context_tokens=1000, draft_ms=1.0, **given)  # type: ignore[arg-type]
+    drafter.draft([task(), task(10, branch=1), task(11, branch=2)])
+    assert held == [pytest.approx(expected_ms)]
 
 
 def test_a_task_without_the_model_costs_nothing_and_gets_nothing(trace: Trace) -> None:

@@ -1,6 +1,7 @@
 """From runs to results: known numbers, the promised names, and a page that stands alone."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,13 +13,14 @@ from pydantic import BaseModel, Field
 
 from ecd.errors import ConfigError
 from ecd.lab import page as page_module
-from ecd.lab.expect import Expectation, expect_measured
-from ecd.lab.page import COLUMNS, check_matplotlib, page, text_table
+from ecd.lab.expect import Expectation, controllers_setting, expect_measured
+from ecd.lab.page import COLUMNS, GAIN, check_matplotlib, page, text_table
 from ecd.lab.report import differing, report_of, results
 from ecd.lab.runs import Campaign, Cell, Measured, Mode, Run, Variant
-from ecd.lab.simulate import Regime
+from ecd.lab.simulate import PLAIN, Regime, draws
 
 CLOUD, ECD = Variant(Mode.CLOUD), Variant(Mode.ECD)
+PLAIN_ECD = Variant(Mode.ECD_NO_ALTERNATES)
 WAIT = Variant(Mode.WAIT)
 K2, K4 = Variant(Mode.ROUNDS, 2), Variant(Mode.ROUNDS, 4)
 CAMPAIGN = Campaign((0.0, 50.0), repeats=2)
@@ -42,6 +44,7 @@ def run(variant: Variant, decode_ms: float, *, prompt: int = 0, repeat: int = 0,
         right=0 if variant is CLOUD else 8,
         bytes_up=110,
         bytes_down=220,
+        packet_bytes=1100,
         cpu_edge_s=0.5,
         cpu_cloud_s=1.5,
     )
@@ -63,7 +66,9 @@ def both(variant: Variant, decode_ms: float, **where: Any) -> list[Run]:
 def test_numbers_of_a_mode() -> None:
     line = lines([*both(CLOUD, 1000.0), *both(ECD, 500.0)])[0.0, "all", "ecd"]
     assert line["tokens_per_s"] == {"median": 20.0, "min": 20.0, "max": 20.0}
-    assert line["ratio_to_cloud"] == {"median": 2.0, "lo": 2.0, "hi": 2.0, "pairs": 2}
+    assert line["ratio_to_cloud"] == {
+        "median": 2.0, "lo": 2.0, "hi": 2.0, "pairs": 2, "resampled": "repeats",
+    }  # fmt: skip
     assert line["ratio_to_best"]["median"] == 2.0
     assert line["best_other"] == "cloud"
     assert line["itl_ms"] == {"p50": 50.0, "p99": 50.0}
@@ -73,6 +78,7 @@ def test_numbers_of_a_mode() -> None:
     assert line["guesses_right"] == 0.8
     assert line["wasted_drafts_per_token"] == pytest.approx(6 / 11)
     assert (line["bytes_up_per_token"], line["bytes_down_per_token"]) == (10.0, 20.0)
+    assert line["packet_bytes_per_token"] == 100.0
     assert line["cpu_s"] == {"edge": 1.0, "cloud": 3.0}
 
 
@@ -128,9 +134,69 @@ def test_the_prediction_stands_beside_the_measurement() -> None:
     predicted = {str(line["mode"]): line["predicted_ratio"] for line in found if line["class"] == "all"}
     assert predicted["cloud"] == pytest.approx(1)
     assert predicted["ecd"] > 3
-    # Nothing is predicted for an objective that is not speed.
-    found = results(measured, replace(CAMPAIGN, objective="cost"), lambda *given: expectation)
-    assert {line["predicted_ratio"] for line in found if line["mode"] == "ecd"} == {None}
+
+
+REGIMES = [
+    Regime(rtt_ms, draft_ms, 30, slope)
+    for rtt_ms in (0, 50, 200)
+    for draft_ms in (3, 60)
+    for slope in (0.02, 1)
+]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("acceptance", [0.05, 0.8])
+def test_every_objective_has_a_prediction(regime: Regime, acceptance: float) -> None:
+    expectation = Expectation([draws(acceptance, 600, seed=0)], regime)
+    latency, balanced, cost = (
+        expectation.of(ECD, objective) for objective in ("latency", "balanced", "cost")
+    )
+    # Nothing is faster than what is predicted for speed alone, and cost saves forwards whatever it takes.
+    assert 1.01 * latency.ratio > balanced.ratio > 0.9
+    assert 1.01 * latency.ratio > cost.ratio > 0
+    assert cost.forwards_per_token <= balanced.forwards_per_token <= 1
+    assert expectation.of(PLAIN_ECD, "cost") == cost
+
+
+def test_the_controllers_setting_is_what_the_objective_says() -> None:
+    near, slow = Regime(20, 5, 30, 0.02), Regime(20, 90, 30, 0.02)
+    good, bad = [draws(0.8, 600, seed=0)], [draws(0.05, 600, seed=0)]
+    assert controllers_setting(good, near, "cost").patience_ms == math.inf
+    assert 0 <= controllers_setting(good, near, "balanced").patience_ms < math.inf
+    assert controllers_setting(good, near, "balanced").ahead > 0
+    assert controllers_setting(bad, slow, "balanced") == PLAIN
+
+
+def test_what_alternates_are_worth_is_told_apart() -> None:
+    found = lines([*both(CLOUD, 1000.0), *both(PLAIN_ECD, 500.0), *both(ECD, 400.0)])
+    ours, without = found[0.0, "all", "ecd"], found[0.0, "all", "ecd-no-alternates"]
+    # The best of the others is not one of ours.
+    assert (ours["best_other"], without["best_other"]) == ("cloud", "cloud")
+    assert without["ratio_to_best"]["median"] == 2.0
+    assert ours["ratio_to_no_alternates"]["median"] == pytest.approx(1.25)
+    assert "ratio_to_no_alternates" not in without
+    assert "1.25 [1.25, 1.25]" in text_table([ours | {"emulated": False}], GAIN)
+
+
+def test_the_report_says_what_was_resampled() -> None:
+    def told(runs: Sequence[Run]) -> str:
+        measured = Measured(tuple(runs), len(runs), False, {})
+        return str(report_of(measured, CAMPAIGN, no_expectation, emulated=False)["intervals"])
+
+    once = [run(variant, 500.0, prompt=prompt) for variant in (CLOUD, ECD) for prompt in (0, 2)]
+    assert told([*both(CLOUD, 1000.0), *both(ECD, 500.0)]).startswith(
+        "95 %, bootstrap, 2,000 resamples of repeats within each"
+    )
+    assert "resamples of prompts" in told(once)
+    assert told([]) == "none"
+    mixed = [
+        *once,
+        run(CLOUD, 500.0, repeat=1),
+        run(ECD, 500.0, repeat=1),
+        *both(CLOUD, 9.0, prompt=1),
+        *both(ECD, 9.0, prompt=1),
+    ]
+    assert "; or of prompts" in told(mixed)
 
 
 def test_what_is_expected_of_real_models_is_what_was_measured() -> None:
@@ -175,7 +241,8 @@ class Line(BaseModel):
     acceptance_rate: float | None
     bytes_up_per_token: float
     bytes_down_per_token: float
-    predicted_ratio: float | None
+    packet_bytes_per_token: float
+    predicted_ratio: float
 
 
 class Report(BaseModel):
@@ -230,6 +297,7 @@ def test_the_page_stands_alone_and_says_emulated_in_every_row(report: dict[str, 
     rows = re.findall(r"<tr class=.*?</tr>", html)
     assert len(rows) == len(report["results"]) + 6
     assert all("emulated" in row for row in rows)
+    assert "with TCP/IP headers" in html
     assert "&lt;x&gt;" in html
     assert "32 of 40, 0 failed, interrupted" in html
 

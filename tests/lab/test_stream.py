@@ -60,6 +60,7 @@ def test_variants_ask_for_what_the_modes_are() -> None:
     }  # fmt: skip
     assert Variant(Mode.WAIT).arguments("cost")["hint_tokens"] == 1
     assert Variant(Mode.ECD).arguments("cost") == {"objective": "cost"}
+    assert Variant(Mode.ECD_NO_ALTERNATES).arguments("cost") == {"objective": "cost", "alternates": False}
 
 
 def test_everything_is_asked_once_and_modes_are_interleaved() -> None:
@@ -68,9 +69,7 @@ def test_everything_is_asked_once_and_modes_are_interleaved() -> None:
     assert set(Counter(cells).values()) == {1}
     assert len(cells) == 2 * 2 * 2 * 3
     groups = [cells[i : i + 4] for i in range(0, len(cells), 4)]
-    assert [(group[0].repeat, group[0].prompt) for group in groups] == [
-        (repeat, prompt) for repeat in range(3) for prompt in range(2)
-    ]
+    assert [group[0].repeat for group in groups] == [0, 0, 1, 1, 2, 2]
     assert all(len({(cell.repeat, cell.prompt, cell.kind) for cell in group}) == 1 for group in groups)
     orders = {tuple((cell.variant, cell.rtt_ms) for cell in group) for group in groups}
     assert len(orders) > 1
@@ -100,8 +99,8 @@ def test_right_guesses_of_a_trace_and_of_a_wrong_draft() -> None:
 
 def replayed(trace: Path, prompts: Path | None = None, **changes: Any) -> Any:
     given: dict[str, Any] = {
-        "max_tokens": 24, "step_ms": None, "step_slope": 0.02, "draft_ms": None, "pace": None,
-        "always_wrong": False,
+        "max_tokens": 24, "step_ms": None, "step_slope": 0.02, "draft_ms": None, "draft_line_cost": 0.1,
+        "pace": None, "always_wrong": False,
     }  # fmt: skip
     return replayed_pair(str(trace), prompts, **given | changes)
 
@@ -110,6 +109,7 @@ def test_a_replayed_pair_goes_by_its_trace(trace: Path) -> None:
     pair = replayed(trace)
     assert [asking.kind for asking in pair.askings] == ["code", "code", "chat"]
     assert (pair.step_ms, pair.draft_ms, pair.slope) == (20.0, 2.0, pytest.approx(0.02))
+    assert pair.daemons.edge_flags[-2:] == ("--draft-line-cost", "0.1")
     runs = [Run(Cell(Variant(Mode.CLOUD), 0.0, "chat", prompt, 0)) for prompt in (2, 1, 2)]
     assert pair.expect(0.0, runs, {}).answers == [pair.right[1], pair.right[2]]
     assert pair.expect(0.0, [], {}) is None
@@ -222,13 +222,23 @@ def run(*arguments: str) -> Result:
             ["--target", "big", "--draft", "small", "--step-ms", "30", "--pace", "x"],
             "--step-ms, --pace: only",
         ),
+        (
+            ["--target", "big", "--draft", "small", "--draft-line-cost", "0"],
+            "--draft-line-cost: only",
+        ),
         (["--target", "replay:x", "--draft", "small"], "the draft is in the trace"),
         (["--target", "replay:x", "--temperature", "0.5"], "--temperature"),
         (["--target", "replay:x", "--pace", "x", "--step-ms", "3"], "--pace says"),
-        (["--target", "big", "--modes", "cloud,fast"], "the modes are cloud, rounds, wait, ecd"),
+        (
+            ["--target", "big", "--modes", "cloud,fast"],
+            "the modes are cloud, rounds, wait, ecd, ecd-no-alternates",
+        ),
         (["--target", "big", "--rtt", "0,near"], "'0,near' is not a list"),
-        (["--target", "big", "--rounds-k", "0"], "whole numbers"),
-        (["--target", "big", "--rounds-k", "2.5"], "whole numbers"),
+        (["--target", "big", "--rounds-k", "0"], "0 is not in the range 1<=x<=64"),
+        (["--target", "big", "--rounds-k", "2.5"], "'2.5' is not a list"),
+        (["--target", "big", "--temperature", "nan"], "'nan' is not a finite number"),
+        (["--target", "big", "--jitter-ms", "inf"], "inf is not in the range"),
+        (["--target", "big", "--rtt", "0,nan"], "'nan' is not a finite number"),
         (["--target", "big", "--objective", "speed"], "--objective"),
         (["--target", "big", "--max-tokens", "1"], "--max-tokens"),
     ],
@@ -265,21 +275,27 @@ def test_a_whole_run_under_replay(trace: Path, tmp_path: Path) -> None:
     result = run(
         "--target", f"replay:{trace}", "--rtt", "0,60", "--max-tokens", "32", "--rounds-k", "2,4",
         "--step-ms", "20", "--draft-ms", "2", "--repeat", "2", "--jitter-ms", "1",
+        "--modes", "cloud,rounds,wait,ecd,ecd-no-alternates", "--objective", "balanced",
         "--json", str(json_file), "--html", str(html_file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output + repr(result.exception)
     report = json.loads(json_file.read_text())
     assert (report["failed"], report["differing"], report["interrupted"]) == (0, 0, False)
-    # Four modes, rounds with two k; two RTTs, three prompts, two repeats.
-    assert len(report["runs"]) == report["planned"] == 5 * 2 * 3 * 2
+    # Five modes, rounds with two k; two RTTs, three prompts, two repeats.
+    assert len(report["runs"]) == report["planned"] == 6 * 2 * 3 * 2
     lines = {(line["mode"], line["rtt_ms"], line["class"]): line for line in report["results"]}
-    assert len(lines) == 4 * 2 * 3
+    assert len(lines) == 5 * 2 * 3
+    assert None not in [line["predicted_ratio"] for line in lines.values()]
     assert all(line["emulated"] for line in lines.values())
     cloud = lines["cloud", 0, "all"]
     assert cloud["forwards_per_token"] == 1
     # A step of 20 ms is the least that a token without hints can take.
     assert cloud["itl_ms"]["p50"] >= 19.5
     assert cloud["predicted_ratio"] == pytest.approx(1)
+    # A TCP segment has 40 bytes of headers at least, and a step sends one.
+    frames = cloud["bytes_up_per_token"] + cloud["bytes_down_per_token"]
+    assert cloud["packet_bytes_per_token"] > frames + 40
+    assert lines["ecd", 0, "all"]["ratio_to_no_alternates"]["lo"] > 0
     # With 19 of 20 guesses right and a draft ten times as fast, hints save most of the forwards.
     for mode in ("rounds", "wait", "ecd"):
         assert lines[mode, 0, "code"]["forwards_per_token"] < 0.6

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def set_at(*path: str | int, value: Any) -> Callable[[Any], None]:
         (set_at("recordings", 1, "guesses", value=[]), "0 guesses for 2 tokens"),
         (set_at("recordings", 1, "target_ids", value=[]), "has no tokens"),
         (set_at("recordings", 0, "step_ms", value=0), "more than 0"),
+        (set_at("recordings", 0, "draft_ms", value=math.inf), "finite"),
         (set_at("recordings", 0, "sampling", "rule", value="rejection"), "rejection rule"),
         (set_at("recordings", 0, "kind", value=3), r"recordings\.0\.kind"),
         (set_at("other", value=3), "other"),

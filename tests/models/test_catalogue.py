@@ -17,10 +17,12 @@ from ecd.models.cli import models
 NAMES = {
     "qwen2.5-coder-1.5b",
     "qwen2.5-coder-1.5b-bf16",
+    "qwen2.5-coder-1.5b-hf",
     "qwen2.5-coder-0.5b",
     "qwen2.5-coder-0.5b-q4_0",
     "smollm2-135m",
     "smollm2-135m-bf16",
+    "smollm2-135m-hf",
     "smollm2-135m-draft",
 }
 

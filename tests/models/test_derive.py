@@ -1,4 +1,4 @@
-"""Deriving, with the real SmolLM2 and llama.cpp's real quantiser."""
+"""Deriving, with the real SmolLM2 and llama.cpp's real quantiser; folders where gguf is installed."""
 
 import hashlib
 import os
@@ -13,11 +13,12 @@ import ecd
 from ecd.engine.llama_quantize import quantize
 from ecd.errors import ModelError
 from ecd.models import catalogue, fetch, store
-from ecd.models.catalogue import Derived, Fetched, Recipe
+from ecd.models.catalogue import Derived, Fetched, HfRecipe, Recipe
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
 DRAFT = "smollm2-135m-draft"
+FOLDER = "smollm2-135m-hf"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_another_recipe_makes_it_again(fresh: Path, monkeypatch: pytest.MonkeyPa
     changed = replace(catalogue.find(DRAFT), origin=other)
     monkeypatch.setitem(catalogue.MODELS, DRAFT, changed)
     assert store.path(DRAFT) is None
-    with pytest.raises(ModelError, match=f"does not tell how this file was made.*get {DRAFT}"):
+    with pytest.raises(ModelError, match=f"does not tell how this was made.*get {DRAFT}"):
         store.verify(DRAFT)
     before = (fresh / f"{DRAFT}.gguf").stat().st_size
     assert fetch.get(DRAFT).stat().st_size < before
@@ -117,6 +118,42 @@ def test_a_disk_that_fills_up_leaves_no_half_file(fresh: Path) -> None:
         [sys.executable, "-c", code], cwd=Path(ecd.__file__).parents[1], capture_output=True, text=True
     )
     assert "ModelError: llama.cpp could not write" in done.stderr
+    assert files(fresh) == ["smollm2-135m.gguf", "smollm2-135m.gguf.json"]
+
+
+@pytest.mark.vllm
+def test_a_folder_is_made_like_a_file(fresh: Path) -> None:
+    pytest.importorskip("gguf")
+    folder = fetch.resolve(FOLDER)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    sidecar = store.read_sidecar(catalogue.find(FOLDER))
+    assert sidecar is not None
+    assert sidecar.derivation is not None
+    assert sidecar.derivation.recipe == HfRecipe("float32")
+    assert sidecar.derivation.parent_sha256 == sha256(fresh / "smollm2-135m.gguf")
+    assert sidecar.derivation.gguf is not None
+    store.verify(FOLDER)
+
+
+@pytest.mark.vllm
+def test_a_disk_that_fills_up_leaves_no_half_folder(fresh: Path) -> None:
+    pytest.importorskip("gguf")
+    fetch.get("smollm2-135m")
+    code = (
+        "import resource; from ecd.models import fetch\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))\n"
+        f"fetch.get({FOLDER!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(ecd.__file__).parents[1], capture_output=True, text=True
+    )
+    assert "ModelError: not enough disk space in" in done.stderr
     assert files(fresh) == ["smollm2-135m.gguf", "smollm2-135m.gguf.json"]
 
 

@@ -269,12 +269,13 @@ class TestHandshake:
         message = replace(WELCOME if role is Role.EDGE else HELLO, fingerprint=other.to_map())
         events = talk.hear(message)
         words = (
-            "vocabulary size (1000 against 2000); special ids: bos (1 against 7); "
-            "tokenizer (bpe against spm); tokenizer behaviour (the same text gives different ids). "
+            "vocabulary size (1000 against 2000); token that starts every prompt (id 1 against id 7); "
+            "tokenizer behaviour (the same text gives different ids, such as 'Hello, world!  Two space'); "
+            "tokenizer (bpe against spm). "
         )
         if role is Role.CLOUD:
             words = words.replace("1000 against 2000", "2000 against 1000").replace(
-                "1 against 7", "7 against 1"
+                "id 1 against id 7", "id 7 against id 1"
             )
             words = words.replace("bpe against spm", "spm against bpe")
         assert_failed(talk, events, Code.FINGERPRINT, words)
@@ -499,7 +500,7 @@ class TestKeepAlive:
 
     def test_answers_every_ping_with_its_cookie_and_the_load(self) -> None:
         talk = connected(Role.CLOUD)
-        talk.connection.load = {"running": 3}
+        talk.connection.load = lambda: {"running": 3}
         assert talk.hear(Ping(0, 7), Ping(0, 2**64 - 1)) == []
         assert talk.said() == [Pong(0, 7, {"running": 3}), Pong(0, 2**64 - 1, {"running": 3})]
 
@@ -612,7 +613,7 @@ class TestLimits:
         assert_failed(talk, events, Code.PROTOCOL, f"frame length {length}")
 
     def test_a_refusal_is_short_enough_for_the_refused(self) -> None:
-        many = replace(FINGERPRINT, special={"end_of_generation": [2**62] * 4000})
+        many = replace(FINGERPRINT, special={"bos": [2**62] * 4000})
         edge, cloud = Talk(replace(EDGE, fingerprint=many)), Talk(CLOUD)
         (closed,) = cloud.hear(*edge.said())
         assert isinstance(closed, Closed)

@@ -1,6 +1,7 @@
 """The fingerprint: what two models must share, and the words for what they do not."""
 
 import hashlib
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
@@ -9,43 +10,41 @@ import pytest
 from ecd.errors import ProtocolError
 from ecd.wire.fingerprint import PROBES, Fingerprint
 
-SPECIAL = {"bos": 1, "eos": 2, "end_of_generation": [2], "add_bos": True}
+SPECIAL = {"bos": 1, "end_of_generation": [2]}
 ONE = Fingerprint(1000, "aa", SPECIAL, "gpt2/qwen2", "bb")
-PIECES = [(b"a", False), (b"b", False), (b"<s>", True)]
+PIECES = [b"a", b"", b"<s>"]
 
 
 def tokenize(text: str, parse_special: bool) -> list[int]:
     return [len(text), int(parse_special)]
 
 
-def of(pieces: list[tuple[bytes, bool]] = PIECES, tokenize: Any = tokenize) -> Fingerprint:
+def of(pieces: list[bytes] = PIECES, tokenize: Any = tokenize) -> Fingerprint:
     return Fingerprint.of(iter(pieces), SPECIAL, "bpe", tokenize)
 
 
 class TestHashes:
     def test_are_made_as_the_protocol_says(self) -> None:
-        vocabulary = b"\0\0\0\1a\0" + b"\0\0\0\1b\0" + b"\0\0\0\3<s>\1"
-        probes = "".join(f"{len(text)},0;{len(text)},1;" for text in PROBES)
+        vocabulary = b"\0\0\0\0\0\0\0\1a" + b"\0\0\0\2\0\0\0\3<s>"
+        probes = [
+            hashlib.sha256(f"{len(text)},{parsed}".encode()).hexdigest()[:16]
+            for text in PROBES
+            for parsed in (0, 1)
+        ]
         assert of() == Fingerprint(
-            3,
-            hashlib.sha256(vocabulary).hexdigest(),
-            SPECIAL,
-            "bpe",
-            hashlib.sha256(probes.encode()).hexdigest(),
+            3, hashlib.sha256(vocabulary).hexdigest(), SPECIAL, "bpe", " ".join(probes)
         )
 
     @pytest.mark.parametrize(
         "pieces",
-        [
-            [(b"b", False), (b"a", False), (b"<s>", True)],
-            [(b"a", True), (b"b", False), (b"<s>", True)],
-            [(b"ab", False), (b"", False), (b"<s>", True)],
-            [(b"a", False), (b"b", False), (b"</s>", True)],
-        ],
-        ids=["order", "control", "boundary", "text"],
+        [[b"", b"a", b"<s>"], [b"a<s", b"", b">"], [b"a", b"b", b"<s>"], [b"a", b"", b"</s>"]],
+        ids=["order", "boundary", "padding", "text"],
     )
-    def test_tell_vocabularies_of_the_same_size_apart(self, pieces: list[tuple[bytes, bool]]) -> None:
+    def test_tell_vocabularies_of_the_same_size_apart(self, pieces: list[bytes]) -> None:
         assert of().differences(of(pieces)) == ["vocabulary (same size, different tokens)"]
+
+    def test_probes_are_what_normalising_tokenizers_leave_as_it_is(self) -> None:
+        assert all(unicodedata.is_normalized("NFC", text) for text in PROBES)
 
     def test_tell_apart_tokenizers_that_differ_in_one_probe_only(self) -> None:
         for text in PROBES:
@@ -55,7 +54,7 @@ class TestHashes:
                     return [*tokenize(given, parse), *([7] if (given, parse) == (text, special) else [])]
 
                 assert of().differences(of(tokenize=other)) == [
-                    "tokenizer behaviour (the same text gives different ids)"
+                    f"tokenizer behaviour (the same text gives different ids, such as {text[:24]!r})"
                 ]
 
 
@@ -64,19 +63,24 @@ class TestDifferences:
         assert ONE.differences(replace(ONE, special=dict(SPECIAL))) == []
 
     def test_name_everything_that_differs_this_side_first(self) -> None:
-        other = Fingerprint(2000, "ab", {**SPECIAL, "eos": 7, "bos": None}, "spm/llama", "bc")
+        other = Fingerprint(2000, "ab", {**SPECIAL, "bos": None}, "spm/llama", "bc")
         assert ONE.differences(other) == [
             "vocabulary size (1000 against 2000)",
-            "special ids: bos (1 against None)",
-            "special ids: eos (2 against 7)",
+            "token that starts every prompt (id 1 against none)",
+            f"tokenizer behaviour (the same text gives different ids, such as {PROBES[0][:24]!r})",
             "tokenizer (gpt2/qwen2 against spm/llama)",
-            "tokenizer behaviour (the same text gives different ids)",
         ]
 
-    def test_count_special_ids_that_only_one_side_has(self) -> None:
-        other = replace(ONE, special={**SPECIAL, "pad": 3})
-        assert ONE.differences(other) == ["special ids: pad (None against 3)"]
-        assert other.differences(ONE) == ["special ids: pad (3 against None)"]
+    def test_names_and_ends_of_text_may_differ(self) -> None:
+        other = replace(
+            ONE, special={"bos": 1, "end_of_generation": [2, 3], "pad": 3}, tokenizer="Qwen2Tokenizer"
+        )
+        assert ONE.differences(other) == []
+
+    @pytest.mark.parametrize("probes", ["", "bb cc", " ".join(["bb"] * 100)])
+    def test_another_number_of_probes_is_a_difference(self, probes: str) -> None:
+        found = ONE.differences(replace(ONE, probes=probes))
+        assert found == ["tokenizer behaviour (the same text gives different ids)"]
 
 
 class TestMap:

@@ -1,5 +1,7 @@
 """Messages: every one survives the wire, and what does not fit its field is refused by name."""
 
+import math
+import struct
 from dataclasses import fields
 from typing import Any
 
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.errors import Code, ProtocolError
+from ecd.logprobs import TokenLogprobs
 from ecd.wire.frames import LENGTH_BYTES, decode_body, encode_frame, pack_ids
 from ecd.wire.messages import (
     BY_TYPE,
@@ -36,6 +39,11 @@ from ecd.wire.messages import (
     to_fields,
 )
 
+
+def floats(*numbers: float) -> bytes:
+    return struct.pack(f">{len(numbers)}f", *numbers)
+
+
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 VALUES = st.recursive(
     st.none() | st.booleans() | U64 | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -57,13 +65,16 @@ def messages(width: int) -> st.SearchStrategy[Message]:
     confidence = st.none() | st.binary(max_size=8)
     pace = st.builds(Pace, U32, U32)
     alternates = st.none() | st.lists(st.builds(Alternate, U32, ids), max_size=3).map(tuple)
-    logprobs = st.none() | st.lists(st.floats(allow_nan=False), max_size=3).map(tuple)
+    number = st.floats(max_value=0, allow_infinity=False, width=32)
+    pairs = st.lists(st.tuples(token, number), max_size=20, unique_by=lambda pair: pair[0])
+    top = pairs.map(lambda found: tuple(sorted(found, key=lambda pair: -pair[1])))
+    logprobs = st.none() | st.lists(st.builds(TokenLogprobs, number, top), max_size=3).map(tuple)
     code = st.sampled_from(Code)
     auth = st.none() | st.binary()
     return st.one_of(
         st.builds(Hello, U32, U16, U16, TEXTS, auth, MAPS, MAPS, st.text()),
         st.builds(Welcome, U32, U16, U16, TEXTS, MAPS, MAPS, MAPS, st.text()),
-        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace),
+        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace, st.none() | st.integers(0, 255)),
         st.builds(Draft, U32, U32, U32, ids, confidence, q, alternates, st.none() | pace),
         st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs),
         st.builds(Commit, U32, U32, ids, st.sampled_from(Origin)),
@@ -85,9 +96,9 @@ EXAMPLES: dict[type[Message], Message] = {
     for message in (
         Hello(0, 1, 0, ("q",), None, {}, {}, "a"),
         Welcome(0, 1, 0, ("q",), {}, {}, {}, "a"),
-        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1)),
+        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1), 2),
         Draft(1, 3, 3, (7,), b"\xff", (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),), Pace(9, 2)),
-        Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (-0.5,)),
+        Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (TokenLogprobs(-0.5, ((7, -0.5), (8, -1.5))),)),
         Commit(1, 3, (7,), Origin.TARGET),
         Kv(1, KvOp.DROP, b"", 3, 3, 0, 1, "", 0, b""),
         Credit(1, 5),
@@ -108,7 +119,27 @@ BAD: dict[str, tuple[Any, ...]] = {
     "map": ([], None, 1, {b"a": 1}),
     "ids": (b"a", b"abc", [1], "ab", None),
     "array of str": ("ab", [1], [None], {}, None),
-    "array of float or nil": ([1], [None], 1.0, {}),
+    "array of logprob or nil": (
+        [-0.5],
+        [None],
+        {},
+        [[b""]],
+        [[b"", b"", b""]],
+        [["", floats(-1.0)]],
+        [[b"", [-1.0]]],
+        [[b"", b""]],  # no number for the token itself
+        [[b"", floats(-1.0)[:3]]],
+        [[b"", floats(-1.0, -1.0)]],
+        [[b"\0\7", floats(-1.0)]],
+        [[b"\0\7\0", floats(-1.0, -1.0)]],
+        [[b"\0\7\0\7", floats(-1.0, -1.0, -1.0)]],  # an id twice
+        [[b"\0\7\0\1", floats(-1.0, -2.0, -1.0)]],  # not by likelihood
+        [[b"", floats(0.5)]],
+        [[b"", floats(math.nan)]],
+        [[b"", floats(-math.inf)]],
+        [[bytes(range(42)), floats(*[-1.0] * 22)]],  # 21 tokens
+    ),
+    "u8 or nil": (-1, 256, True, 1.0, "1"),
     "array of alternate or nil": ([1], [[1]], [[-1, b""]], [[True, b""]], [[1, b"a"]], [[1, b"", 1]], {}),
     "pace": ([], [1], [1, 2, 3], [-1, 1], [1, True], [1, 1.0], [1 << 32, 1], {}, 5, None),
     "pace or nil": ([], [1], [1, -1], [None, 1], {}, 5),

@@ -12,8 +12,11 @@ import pytest
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.control import MAX_CALLS, ControlType
-from ecd.edge.calls import EdgeCalls, RunArgs
+from ecd.edge.calls import EdgeCalls
+from ecd.edge.results import TOKEN_BYTES, TOP_BYTES
+from ecd.edge.run_args import RunArgs
 from ecd.errors import Code
+from ecd.logprobs import LOWEST, MAX_TOP, TokenLogprobs
 from ecd.sampling import MAX_Q_TOKENS, Noise, Sampling, uniforms
 from ecd.wire import messages
 from ecd.wire.connection import (
@@ -65,7 +68,16 @@ def name_of(kind: type[Message]) -> str:
 def golden_frames() -> list[tuple[int, Message, bytes]]:
     """Id width, message and bytes of every golden frame."""
     names = {kind.__name__: kind for kind in BY_TYPE.values()}
-    inner = (Code, Finish, Origin, KvOp, messages.HintWeights, messages.Alternate, messages.Pace)
+    inner = (
+        Code,
+        Finish,
+        Origin,
+        KvOp,
+        messages.HintWeights,
+        messages.Alternate,
+        messages.Pace,
+        TokenLogprobs,
+    )
     names |= {k.__name__: k for k in inner}
     frames = []
     for block in fenced("golden").split("\n\n"):
@@ -179,6 +191,10 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert f"No more than {MAX_UNANSWERED_PINGS} unanswered PINGs" in PROSE
     assert f"for no longer than {MAX_PATIENCE_S:g} s" in PROSE
     assert f"at most {MAX_Q_TOKENS} ids, each with a weight" in PROSE
+    assert f"When OPEN has `logprobs`, 0 to {MAX_TOP}, every TOKENS" in PROSE
+    assert f"all different, at most {MAX_TOP} of them" in PROSE
+    assert f"a probability that is not above 0 counts as {LOWEST!r}." in PROSE
+    assert f"{MAX_FRAME_BYTES} / ({TOKEN_BYTES} + {TOP_BYTES} n)" in PROSE
     assert TEXT.startswith(f"# The ecd protocol, version {MAJOR}.{MINOR}\n")
     for feature in FEATURES:
         assert f"`{feature}` (DRAFT.{feature})" in PROSE

@@ -1,0 +1,32 @@
+"""What an answer's state machine asks for: frames to send, tokens to show, the end."""
+
+from dataclasses import dataclass
+
+from ecd.logprobs import TokenLogprobs
+from ecd.wire.messages import Draft, Finish, Open, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A frame for the cloud."""
+
+    message: Open | Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Newly committed tokens, who chose each of them, and their logprobs if the request wants them."""
+
+    ids: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete."""
+
+    reason: Finish
+
+
+Command = Send | Emit | Finished

@@ -1,0 +1,260 @@
+"""What HTTP clients may ask for: the bodies of OpenAI's API, as far as they are understood here.
+
+Owns names, types and ranges. What OpenAI's API has and this one has not is listed, with the values that ask
+for nothing, so that it is refused by name and shows in the OpenAPI document. Knows nothing of answers.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ecd.edge.gateway.errors import Refused
+from ecd.edge.pacing import Objective
+from ecd.logprobs import MAX_TOP
+from ecd.text import MAX_STOP_CHARACTERS, MAX_STOPS
+
+# Answers that one HTTP request may start.
+MAX_CHOICES = 128
+MAX_U64 = (1 << 64) - 1
+MAX_ID = (1 << 24) - 1
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_ID)]
+MaxTokens = Annotated[int, Field(ge=1, le=1 << 20)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+# Only null: the parameter is OpenAI's, and nothing here does what it asks for.
+Unsupported = Annotated[None, Field(description="not supported")]
+
+# How pydantic names the branch of a union that an error is about, such as `list[int]`, in its location.
+_BRANCH = re.compile(r"(constrained-)?(str|int|float)|(list|literal)\[.*\]")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class EcdOptions(BaseModel):
+    """What only ecd has. As the arguments of `run` in docs/PROTOCOL.md."""
+
+    model_config = _STRICT
+
+    mode: Literal["exact", "greedy", "coupled", "rejection"] = "exact"
+    draft: bool = True
+    alternates: bool = True
+    objective: Objective | None = None
+    patience_ms: Annotated[float, Field(ge=0, le=4_000_000)] | Literal["rounds"] | None = None
+    timeline: bool = False
+
+
+class StreamOptions(BaseModel):
+    """`include_usage`: one more chunk at the end, with the usage."""
+
+    model_config = _STRICT
+
+    include_usage: bool | None = None
+
+
+class Asked(BaseModel):
+    """What both kinds of request have; null is the default. top_k 0 and -1 are off."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_U64)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_ID)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    max_tokens: MaxTokens | None = None
+    ignore_eos: bool | None = None
+    user: str | None = None
+    ecd: EcdOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> "Asked":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only for `stream: true`")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """All stop texts."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class TextPart(BaseModel):
+    """A part of a message's content; other types than text are refused."""
+
+    model_config = _STRICT
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message. A developer's is a system message, as templates know it."""
+
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Unsupported = None
+    refusal: Unsupported = None
+    audio: Unsupported = None
+    tool_calls: Unsupported = None
+    function_call: Unsupported = None
+    annotations: Unsupported = None
+
+    def to_map(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class TextFormat(BaseModel):
+    """The only format there is."""
+
+    model_config = _STRICT
+
+    type: Literal["text"]
+
+
+class ChatRequest(Asked):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Unsupported = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+    parallel_tool_calls: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+    audio: Unsupported = None
+    metadata: Unsupported = None
+    prediction: Unsupported = None
+    reasoning_effort: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+    prompt_cache_key: Unsupported = None
+    safety_identifier: Unsupported = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only with `logprobs: true`")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens: differs from max_completion_tokens; give one of the two")
+        return self
+
+
+class CompletionRequest(Asked):
+    """`POST /v1/completions`. `best_of` must be `n`: the best of more is not chosen here."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)
+        ]
+    )
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of: only as many as `n`; the best of more is not chosen here")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo: not with logprobs; there are none of the prompt's tokens")
+        if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
+            raise ValueError(f"n: more than {MAX_CHOICES} answers in one request")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt: a text, or token ids."""
+        given: Any = self.prompt
+        alone = isinstance(given, str) or isinstance(given[0], int)
+        return [given] if alone else given
+
+
+class TokenizeRequest(BaseModel):
+    """`POST /tokenize`: a text as it is, or a conversation through the chat template."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(BaseModel):
+    """`POST /detokenize`."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def parsed(kind: type[R], body: bytes) -> R:
+    """The body of a request. Raises Refused, which names the parameter."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as e:
+        raise _refusal(e) from None
+
+
+def _refusal(error: ValidationError) -> Refused:
+    # Every branch of a union reports; the one that got furthest is the one that was meant.
+    errors: list[Any] = error.errors(include_url=False)
+    deepest = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    where = [str(part) for part in deepest["loc"]]
+    where = where[:1] + [part for part in where[1:] if not _BRANCH.fullmatch(part)]
+    message = str(deepest["msg"]).removeprefix("Value error, ")
+    if not where:
+        param, colon, _ = message.partition(": ")
+        known = bool(colon) and param.isidentifier()
+        return Refused(message, param=param if known else None)
+    name = ".".join(where)
+    match deepest["type"]:
+        case "extra_forbidden":
+            return Refused(f"{name} is not a parameter known here", param=name, code="unknown_parameter")
+        case "none_required":
+            return Refused(f"{name} is not supported here", param=name, code="unsupported_parameter")
+        case "missing":
+            return Refused(f"{name} is missing", param=name, code="missing_required_parameter")
+        case "literal_error":
+            return Refused(
+                f"{name}: {message}, not {deepest['input']!r:.40}", param=name, code="invalid_value"
+            )
+        case _:
+            return Refused(f"{name}: {message}", param=name, code="invalid_value")

@@ -1,0 +1,110 @@
+"""uvicorn inside the edge's own event loop: sockets, start and end of the HTTP server.
+
+Owns where it listens. Signals stay the daemon's: it drains first and then leaves this context.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ecd.config import Http, split_address
+from ecd.errors import DaemonError
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+# Answers have ended by then; what is left is to write what they said.
+LAST_WRITES_S = 2
+
+
+@contextlib.asynccontextmanager
+async def http_server(app: ASGIApp, http: Http) -> AsyncIterator[list[str]]:
+    """Serves the application while the context lasts; gives the URLs. Raises DaemonError."""
+    with _listening(http) as (sockets, urls):
+        settings = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=LAST_WRITES_S,
+        )
+        server = uvicorn.Server(settings)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        serving = asyncio.create_task(server.serve(sockets))
+        try:
+            yield urls
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@contextlib.contextmanager
+def _listening(http: Http) -> Iterator[tuple[list[socket.socket], list[str]]]:
+    sockets, urls = [], []
+    with contextlib.ExitStack() as stack:
+        if http.listen is not None:
+            sockets.append(stack.enter_context(_tcp(http.listen)))
+            host, port = sockets[-1].getsockname()[:2]
+            urls.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        if http.socket is not None:
+            sockets.append(stack.enter_context(_unix(http.socket)))
+            urls.append(f"unix:{http.socket}")
+        yield sockets, urls
+
+
+@contextlib.contextmanager
+def _tcp(listen: str) -> Iterator[socket.socket]:
+    host, port = split_address(listen)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as e:
+        raise DaemonError(
+            f"cannot listen on {listen} for HTTP: {e.strerror}; choose another --http"
+        ) from None
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _unix(path: Path) -> Iterator[socket.socket]:
+    """For this user only, as the control socket. A socket that nobody listens at any more is replaced."""
+    old_mask = os.umask(0o177)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as e:
+        raise DaemonError(
+            f"cannot listen on {path} for HTTP: {e.strerror or e}; name another http.socket"
+        ) from None
+    finally:
+        os.umask(old_mask)
+    with listener:
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+        try:
+            knock.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()

@@ -1,0 +1,131 @@
+"""What `run` takes, and the request that it makes.
+
+Owns the names and ranges of the arguments, as docs/PROTOCOL.md lists them; the edge's own settings stand in
+for what is not given. Knows no answers and no sockets.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+
+from ecd.edge.pacing import Objective
+from ecd.edge.request import Request
+from ecd.errors import BadRequest
+from ecd.logprobs import MAX_TOP
+from ecd.prompt import Tokenizer, prompt_tokens
+from ecd.sampling import Sampling
+from ecd.text import check_stop
+
+MAX_U32 = (1 << 32) - 1
+
+
+class RunArgs(BaseModel):
+    """Arguments of `run`. A text prompt under `chat` is one user message, token ids are taken as they are;
+    `seed` None draws one.
+
+    alternates: whether the draft's second choices are followed too. objective, patience_ms (how long the
+    cloud may hold a step back), hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens:
+    the edge's settings where they are None. logprobs: how many of the most likely tokens to tell with each
+    token's logprob, nothing where it is None.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str | list[int] | list[dict[str, str]]
+    chat: bool = True
+    mode: str = "exact"
+    seed: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: list[Annotated[tuple[int, float], Strict(False)]] = Field(default_factory=list)
+    max_tokens: int = Field(default=256, ge=1, le=1 << 20)
+    stop: list[str] = Field(default_factory=list)
+    draft: bool = True
+    alternates: bool = True
+    objective: Annotated[Objective, Strict(False)] | None = None
+    patience_ms: float | Literal["rounds"] | None = None
+    hint_tokens: int | None = Field(default=None, ge=1, le=64)
+    ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+
+    def sampling(self) -> Sampling:
+        """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
+        seed = self.seed if self.seed is not None else random.SystemRandom().getrandbits(32)
+        return Sampling.of(
+            self.mode,
+            self.temperature,
+            seed=seed,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(self.logit_bias),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PaceSettings:
+    """The edge's settings, for requests that do not say. `patience_ms`: or `rounds`."""
+
+    objective: Objective = Objective.BALANCED
+    ahead_tokens: int | None = None
+    patience_ms: float | Literal["rounds"] | None = None
+    hint_tokens: int | None = None
+
+
+def parse_run(args: dict[str, Any]) -> RunArgs:
+    """Validated arguments. Raises BadRequest that names the argument."""
+    try:
+        return RunArgs.model_validate(args)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = first["loc"][0] if first["loc"] else "arguments"
+        raise BadRequest(f"{where}: {first['msg']}") from None
+
+
+def patience_us(patience_ms: float | Literal["rounds"] | None) -> int | None:
+    """Patience as OPEN carries it; `rounds` is as long as the cloud ever waits, None the controller's."""
+    if patience_ms is None:
+        return None
+    if patience_ms == "rounds":
+        return MAX_U32
+    if not 0 <= patience_ms <= MAX_U32 / 1000:
+        raise BadRequest(f"patience_ms must be in [0, {MAX_U32 // 1000}] or `rounds`, not {patience_ms!r}")
+    return int(patience_ms * 1000)
+
+
+def request_of(args: RunArgs, tokenizer: Tokenizer, settings: PaceSettings) -> Request:
+    """What the arguments ask for. Raises BadRequest."""
+    check_stop(args.stop)
+    return Request(
+        prompt=_prompt(args, tokenizer),
+        sampling=args.sampling(),
+        max_tokens=args.max_tokens,
+        stop=tuple(args.stop),
+        draft=args.draft,
+        alternates=args.alternates,
+        objective=args.objective or settings.objective,
+        ahead=settings.ahead_tokens if args.ahead_tokens is None else args.ahead_tokens,
+        patience_us=patience_us(settings.patience_ms if args.patience_ms is None else args.patience_ms),
+        hint_tokens=settings.hint_tokens if args.hint_tokens is None else args.hint_tokens,
+        logprobs=args.logprobs,
+    )
+
+
+def _prompt(args: RunArgs, tokenizer: Tokenizer) -> tuple[int, ...]:
+    match args.prompt:
+        case []:
+            raise BadRequest("the prompt is empty; give at least one message, or one token of text")
+        case [int(), *_] as ids:
+            return tuple(ids)  # type: ignore[arg-type]  # pydantic has seen that all of them are ids
+        case given:
+            return prompt_tokens(tokenizer, given, chat=args.chat)  # type: ignore[arg-type]

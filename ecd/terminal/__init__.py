@@ -1,0 +1,1 @@
+"""What `ecdctl` shows to a person: colours, a conversation, a live view, many prompts with their progress."""

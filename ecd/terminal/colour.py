@@ -1,0 +1,57 @@
+"""Text as a terminal may show it: harmless, and coloured by where its tokens come from.
+
+Owns the colours and when there are any. Knows events of `run`, and neither calls nor who prints.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, TextIO
+
+import click
+
+# The target's own words look as text always does, and what differs from them stands out.
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "target": {},
+    "draft-accepted": {"fg": "green"},
+    "edge-confident": {"fg": "yellow"},
+    "edge-offline": {"fg": "magenta", "underline": True},
+}
+# All of C0 but tab and newline, DEL and C1: what a terminal would obey rather than show.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether colours may go to a stream: a terminal that has them, and no NO_COLOR (no-color.org)."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def harmless(text: str) -> str:
+    """Text without control characters, so that no answer can move the cursor or set the clipboard."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def coloured(event: Mapping[str, Any]) -> str:
+    """The text of an event `text` of `run`, each token's in the colour of its origin."""
+    parts = zip(event["origins"], event["pieces"], strict=True)
+    return "".join(
+        click.style(harmless("".join(text for _, text in run)), **STYLES[origin])
+        for origin, run in groupby(parts, key=lambda part: part[0])
+    )
+
+
+def legend(origins: Sequence[str]) -> str:
+    """How many of an answer's tokens are of each origin, in their colours."""
+    counts = Counter(origins)
+    return "  ".join(
+        click.style(f"{name} {counts[name]} ({counts[name] / len(origins):.0%})", **style)
+        for name, style in STYLES.items()
+        if counts[name]
+    )
+
+
+def key() -> str:
+    """The colours and what they mean."""
+    return "  ".join(click.style(name, **style) for name, style in STYLES.items())

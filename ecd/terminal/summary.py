@@ -1,0 +1,46 @@
+"""An answer's result as a table for a person. Owns names and units only."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[tuple[str, str]]
+
+
+def table(rows: Rows) -> str:
+    """Names and values in two columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an answer took, from the result of `run`."""
+    stats, usage = result["stats"], result["usage"]
+    tokens = usage["completion_tokens"]
+    origins = Counter(result["origins"])
+    rows = [
+        ("tokens", f"{tokens}, after a prompt of {usage['prompt_tokens']}"),
+        ("ended by", {"stop": "the model, or a stop text", "length": "max-tokens"}[result["finish_reason"]]),
+        ("first token", f"after {stats['ttft_ms']:.0f} ms"),
+        ("all of it", f"after {stats['total_ms'] / 1000:.2f} s"),
+        ("speed", f"{stats['tokens_per_s']:.1f} tokens/s"),
+        ("origins", ", ".join(f"{name} {count}" for name, count in origins.most_common()) or "-"),
+        ("guesses", f"{stats['drafted']} made, {stats['hints_sent']} sent as hints"),
+        ("acceptance", f"{stats['accepted']} of {stats['verified']} verified hints{_share(stats)}"),
+        ("target forwards", f"{stats['target_forwards']}{_per(stats['target_forwards'], tokens)}"),
+        ("target step", f"{stats['target_step_ms']:.1f} ms, the last one"),
+        ("on the wire", f"{stats['wire_bytes_up']} bytes up, {stats['wire_bytes_down']} down"),
+        ("round trip", "not measured" if stats["rtt_ms"] is None else f"{stats['rtt_ms']:.1f} ms"),
+        ("seed", str(result["seed"])),
+    ]
+    if stats["resumed"]:
+        rows.append(("resumed", f"{stats['resumed']} times after a lost link"))
+    return rows
+
+
+def _share(stats: Mapping[str, Any]) -> str:
+    return f" ({stats['acceptance_rate']:.0%})" if stats["verified"] else ""
+
+
+def _per(count: int, tokens: int) -> str:
+    return f", {count / tokens:.2f} per token" if tokens else ""

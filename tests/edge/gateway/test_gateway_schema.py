@@ -1,0 +1,105 @@
+"""What is let through, and how the rest is refused: by name, whatever is wrong."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecd.edge.gateway.errors import Refused
+from ecd.edge.gateway.schema import ChatRequest, CompletionRequest, parsed
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+PLAIN = {"prompt": "x"}
+
+
+def refusal(kind: type[ChatRequest | CompletionRequest], asked: dict[str, Any]) -> Refused:
+    with pytest.raises(Refused) as refused:
+        parsed(kind, json.dumps(asked).encode())
+    return refused.value
+
+
+@pytest.mark.parametrize("name", sorted(ChatRequest.model_fields.keys() - {"messages"}))
+def test_null_is_every_parameter_s_default(name: str) -> None:
+    parsed(ChatRequest, json.dumps(CHAT | {name: None}).encode())
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "words"),
+    [
+        ({"tools": []}, "tools", "not supported"),
+        ({"metadata": {"a": "b"}}, "metadata", "not supported"),
+        ({"top_logprobs": 2}, "top_logprobs", "only with `logprobs: true`"),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "differs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only for `stream: true`"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "not 'json_object'"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"logit_bias": {"1": 200}}, "logit_bias.1", "less than or equal to 100"),
+        ({"stop": ["a", ""]}, "stop.1", "at least 1 character"),
+        ({"n": 1.5}, "n", "valid integer"),
+        ({"ecd": {"mod": "exact"}}, "ecd.mod", "not a parameter known here"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'user'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.type",
+            "'image_url'",
+        ),
+    ],
+)
+def test_a_chat_that_cannot_be_answered_as_asked(asked: dict[str, Any], param: str, words: str) -> None:
+    error = refusal(ChatRequest, CHAT | asked)
+    assert error.param == param
+    assert words in str(error)
+    assert str(error).startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt.0"),
+        ({"prompt": [1, -1]}, "prompt.1"),
+        ({"prompt": ["a"] * 100, "n": 2}, "n"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+def test_a_completion_that_cannot_be_made_as_asked(asked: dict[str, Any], param: str) -> None:
+    assert refusal(CompletionRequest, PLAIN | asked).param == param
+
+
+@given(st.text(min_size=1).filter(lambda name: name not in ChatRequest.model_fields))
+def test_an_unknown_parameter_is_named_whatever_its_name_is(name: str) -> None:
+    try:
+        error = refusal(ChatRequest, CHAT | {name: 1})
+    except UnicodeEncodeError:
+        return
+    assert (error.param, error.error_code) == (name, "unknown_parameter")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"prompt":"\\ud800"}', b'{"prompt":"\xff"}'])
+def test_bodies_that_are_no_objects(body: bytes) -> None:
+    with pytest.raises(Refused):
+        parsed(CompletionRequest, body)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_a_prompt_is_one_or_many_of_texts_or_ids(prompt: Any, prompts: list[Any]) -> None:
+    assert parsed(CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompts == prompts
+
+
+def test_the_messages_of_an_earlier_reply_can_be_sent_again() -> None:
+    said = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": None}
+    asked = parsed(ChatRequest, json.dumps({"messages": [said]}).encode())
+    assert asked.messages[0].to_map() == {"role": "assistant", "content": "hi"}
