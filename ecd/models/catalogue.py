@@ -68,7 +68,7 @@ class HfRecipe:
     """
 
     dtype: Literal["float32", "bfloat16"]
-    version: int = 1
+    version: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ _ENTRIES = (
         name="smollm2-135m-hf",
         what="SmolLM2-135M-Instruct, float32 made from Q4_1: the folder for vLLM",
         licence="Apache-2.0",
-        size=540_784_075,
+        size=540_784_612,
         origin=Derived(_SMOLLM.name, HfRecipe("float32")),
     ),
     Model(

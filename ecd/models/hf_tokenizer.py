@@ -4,6 +4,7 @@ Owns how both formats say the same rules, and what llama.cpp knows only from its
 tokenizer cuts a text into words, and which tokens end a text.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,11 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
             for token, (text, token_type) in tokens.items()
             if token_type != _NORMAL
         ],
-        **_WORDS[words],
+        "normalizer": _WORDS[words]["normalizer"],
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [*_WORDS[words]["pre_tokenizer"]["pretokenizers"], *_lacking(tokens)],
+        },
         "post_processor": None,
         "decoder": _byte_level(use_regex=True),
         "model": {
@@ -96,6 +101,19 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "merges": [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]],
         },
     }
+
+
+def _lacking(tokens: Mapping[int, tuple[str, int]]) -> list[dict[str, Any]]:
+    """Cuts a word at bytes that no token stands for.
+
+    Both leave such a byte out, but llama.cpp after it has merged its neighbours and the hub's BPE before, when
+    they have become neighbours of each other.
+    """
+    known = sorted(text for text, token_type in tokens.values() if token_type == _NORMAL and len(text) == 1)
+    if len(known) == 0x100:
+        return []
+    lacking = f"[^{''.join(map(re.escape, known))}]"
+    return [{"type": "Split", "pattern": {"Regex": lacking}, "behavior": "Removed", "invert": False}]
 
 
 def _tokens(metadata: Mapping[str, Any]) -> dict[int, tuple[str, int]]:

@@ -116,19 +116,39 @@ def even(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+TWO_WORKERS: dict[str, Any] = {"tensor_parallel_size": 2}
+
+
 @pytest.fixture(
     scope="module",
-    params=[{}, {"tensor_parallel_size": 2}, {"num_gpu_blocks_override": 40}],
-    ids=["one worker", "tensor parallel", "short of room"],
+    params=[
+        pytest.param(({}, ANSWER), id="one worker"),
+        pytest.param((TWO_WORKERS, ANSWER // 4), id="tensor parallel, short answers"),
+        pytest.param((TWO_WORKERS, ANSWER), id="tensor parallel", marks=pytest.mark.large),
+        pytest.param(({"num_gpu_blocks_override": 40}, ANSWER), id="short of room"),
+    ],
 )
-def engine(request: pytest.FixtureRequest, folder: Path, even: Path) -> Iterator[VllmVerifier]:
+def kind(request: pytest.FixtureRequest) -> tuple[dict[str, Any], int]:
+    """A kind of engine, and how long answers are: two workers on two cores are slow."""
+    param: tuple[dict[str, Any], int] = request.param
+    return param
+
+
+@pytest.fixture(scope="module")
+def length(kind: tuple[dict[str, Any], int]) -> int:
+    """Tokens of every answer."""
+    return kind[1]
+
+
+@pytest.fixture(scope="module")
+def engine(kind: tuple[dict[str, Any], int], folder: Path, even: Path) -> Iterator[VllmVerifier]:
     """The engine in each of its kinds; the last cannot hold all sessions' KV cache at once."""
     verifier = VllmVerifier(
-        str(even if "tensor_parallel_size" in request.param else folder),
+        str(even if kind[0] is TWO_WORKERS else folder),
         sessions=SESSIONS,
         context_tokens=CONTEXT,
         max_verify=MOST_HINTS,
-        engine_args=ENGINE | request.param,
+        engine_args=ENGINE | kind[0],
     )
     yield verifier
     verifier.close()
@@ -159,22 +179,23 @@ def generate(
     asked: Sequence[Asked],
     drafter: Drafter,
     seed: int,
+    length: int,
     on_step: Callable[[Sequence[Work], StepResult], None] = lambda work, result: None,
 ) -> None:
-    """Runs all sessions to ANSWER tokens each: they arrive at random, and are parked now and then."""
+    """Runs all sessions to `length` tokens each: they arrive at random, and are parked now and then."""
     rng = random.Random(seed)
     keys = {seed * 1000 + number: session for number, session in enumerate(asked)}
     for session in asked:
         session.tokens = list(session.prompt)
     for step in range(100_000):
-        running = {key: s for key, s in keys.items() if s.starts_at <= step and len(s.answer) < ANSWER}
-        if all(len(s.answer) >= ANSWER for s in asked):
+        running = {key: s for key, s in keys.items() if s.starts_at <= step and len(s.answer) < length}
+        if all(len(s.answer) >= length for s in asked):
             return
         work = []
         for key, s in running.items():
             if s.answer and rng.random() < 0.2:
                 continue
-            room = max(0, ANSWER - len(s.answer) - 1)
+            room = max(0, length - len(s.answer) - 1)
             hints = drafter(key - seed * 1000, s, rng)[: min(room, MOST_HINTS)] if s.answer else []
             work.append(Work(key, s.tokens, len(s.prompt), s.sampling, [Hint(token) for token in hints]))
         if not work:
@@ -188,7 +209,7 @@ def generate(
             s.forwards += 1
             s.verified += judged.verified
             s.accepted += judged.verdict.accepted
-            if len(s.answer) >= ANSWER:
+            if len(s.answer) >= length:
                 verifier.forget(key)
     raise AssertionError("the sessions do not come to an end")
 
@@ -226,20 +247,20 @@ def greedy_sessions(prompts: list[list[int]], seed: int) -> list[Asked]:
     return [Asked(prompt, Sampling(), rng.randrange(60)) for prompt in prompts]
 
 
-@pytest.mark.parametrize("kind", ["good", "random", "hostile"])
+@pytest.mark.parametrize("drafts", ["good", "random", "hostile"])
 def test_greedy_is_what_vllm_says_without_hints(
-    engine: VllmVerifier, prompts: list[list[int]], stock: list[list[int]], kind: str
+    engine: VllmVerifier, length: int, prompts: list[list[int]], stock: list[list[int]], drafts: str
 ) -> None:
-    drafter = {"good": near(stock, 0.15), "random": near(stock, 0.6), "hostile": hostile}[kind]
+    drafter = {"good": near(stock, 0.15), "random": near(stock, 0.6), "hostile": hostile}[drafts]
     asked = greedy_sessions(prompts, 1)
     steps.clear()
     before = engine.stats()
-    generate(engine, asked, drafter, seed=len(kind), on_step=computed_only_what_is_new)
-    assert [s.answer[:ANSWER] for s in asked] == stock
+    generate(engine, asked, drafter, len(drafts), length, on_step=computed_only_what_is_new)
+    assert [s.answer[:length] for s in asked] == [answer[:length] for answer in stock]
     forwards, accepted = sum(s.forwards for s in asked), sum(s.accepted for s in asked)
-    if kind == "good":
-        assert forwards < 0.6 * SESSIONS * ANSWER
-    if kind == "hostile":
+    if drafts == "good":
+        assert forwards < 0.6 * SESSIONS * length
+    if drafts == "hostile":
         assert accepted < 0.02 * sum(s.verified for s in asked)
     # Re-computed prefixes of sessions that had given way are the exception, and only where room is short.
     gave_way = engine.stats()["evictions"] + engine.stats()["preemptions"]
@@ -299,7 +320,10 @@ SHAPES = [
 
 
 def test_coupled_is_what_the_oracle_draws_with_and_without_hints(
-    engine: VllmVerifier, prompts: list[list[int]], reference: Callable[[Sequence[int]], np.ndarray]
+    engine: VllmVerifier,
+    length: int,
+    prompts: list[list[int]],
+    reference: Callable[[Sequence[int]], np.ndarray],
 ) -> None:
     def sessions() -> list[Asked]:
         return [
@@ -312,12 +336,12 @@ def test_coupled_is_what_the_oracle_draws_with_and_without_hints(
         ]
 
     alone = sessions()
-    generate(engine, alone, lambda number, session, rng: [], seed=201)
-    texts = [s.answer[:ANSWER] for s in alone]
+    generate(engine, alone, lambda number, session, rng: [], 201, length)
+    texts = [s.answer[:length] for s in alone]
     hinted = sessions()
-    generate(engine, hinted, near(texts, 0.3), seed=202)
-    assert [s.answer[:ANSWER] for s in hinted] == texts
-    assert sum(s.accepted for s in hinted) > 0.3 * SESSIONS * ANSWER
+    generate(engine, hinted, near(texts, 0.3), 202, length)
+    assert [s.answer[:length] for s in hinted] == texts
+    assert sum(s.accepted for s in hinted) > 0.3 * SESSIONS * length
     misses = [
         gap
         for s in hinted

@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ecd.engine.hf import HfModel
@@ -222,6 +222,7 @@ class TestOneModelInBothForms:
         assert hub == llama
 
     @settings(max_examples=500, deadline=None)
+    @example('"\x16:')  # a byte that SmolLM2's vocabulary lacks, between two that merge
     @given(text=st.text(st.characters(codec="utf-8", max_codepoint=0x3000), max_size=40))
     def test_so_has_any_normalised_text(self, pair: tuple[HfModel, LlamaModel], text: str) -> None:
         text = unicodedata.normalize("NFC", text)

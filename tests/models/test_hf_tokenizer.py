@@ -25,6 +25,11 @@ def test_every_token_but_padding_keeps_its_id() -> None:
     assert model["merges"] == [["a", "b"]]
 
 
+def test_words_are_cut_at_bytes_that_the_vocabulary_lacks() -> None:
+    cut = tokenizer_json(GGUF)["pre_tokenizer"]["pretokenizers"][-1]
+    assert (cut["pattern"], cut["behavior"]) == ({"Regex": "[^ab]"}, "Removed")
+
+
 def test_control_tokens_are_special_and_the_user_s_are_not() -> None:
     added = tokenizer_json(GGUF)["added_tokens"]
     assert [(token["id"], token["content"], token["special"]) for token in added] == [
