@@ -106,8 +106,8 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _lacking(tokens: Mapping[int, tuple[str, int]]) -> list[dict[str, Any]]:
     """Cuts a word at bytes that no token stands for.
 
-    Both leave such a byte out, but llama.cpp after it has merged its neighbours and the hub's BPE before, when
-    they have become neighbours of each other.
+    Both leave such a byte out, but llama.cpp after it has merged its neighbours and the hub's BPE before
+    that, when they have become neighbours of each other.
     """
     known = sorted(text for text, token_type in tokens.values() if token_type == _NORMAL and len(text) == 1)
     if len(known) == 0x100:
