@@ -90,6 +90,12 @@ class ProtocolError(EcdError):
     code = Code.PROTOCOL
 
 
+class PageError(EcdError):
+    """KV pages are not those that were asked for; whoever wanted them computes them itself."""
+
+    code = Code.BAD_REQUEST
+
+
 class LinkError(EcdError):
     """A connection could not be made or was lost."""
 

@@ -37,7 +37,9 @@ from ecd.wire.messages import (
 )
 
 MAJOR, MINOR = 1, 0
+# What every end offers, and what only those offer that have pages to give or use for them.
 FEATURES = ("q", "alternates")
+PAGES = "pages"
 HANDSHAKE_FRAME_BYTES = 64 << 10
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16
@@ -92,7 +94,7 @@ class Settings:
 
     `token` is what an edge presents and a cloud demands (None: nothing). ping_interval_s: how often RTT is
     measured. silence_s: a peer not heard of for so long is dead. handshake_s: how long the handshake may
-    take. `limits` and `model` are told to the peer (names in docs/PROTOCOL.md).
+    take. `limits`, `model` and `features` are told to the peer (names in docs/PROTOCOL.md).
     """
 
     role: Role
@@ -101,6 +103,7 @@ class Settings:
     limits: dict[str, int] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     token: str | None = None
+    features: tuple[str, ...] = FEATURES
     ping_interval_s: float = 2.0
     silence_s: float = 6.0
     handshake_s: float = 5.0
@@ -207,7 +210,7 @@ class Connection:
                     0,
                     MAJOR,
                     MINOR,
-                    FEATURES,
+                    settings.features,
                     auth,
                     dict(settings.limits),
                     settings.fingerprint.to_map(),
@@ -372,7 +375,7 @@ class Connection:
         self._check_fingerprint(message.fingerprint)
         if self.state is State.CLOSED:
             return None
-        common = tuple(f for f in FEATURES if f in message.features)
+        common = tuple(f for f in settings.features if f in message.features)
         minor = min(MINOR, message.minor)
         self._queue(
             Welcome(

@@ -55,10 +55,11 @@ class Origin(IntEnum):
 
 
 class KvOp(IntEnum):
-    """What a KV frame does: drop positions from `first` on, or carry a chunk of the pages [first, last)."""
+    """What a KV frame does: give up positions from `first` on, carry a chunk of pages, or ask for some."""
 
     DROP = 0
     PAGES = 1
+    WANT = 2
 
 
 class HintWeights(NamedTuple):
@@ -184,9 +185,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Kv:
-    """A KV-cache delta of the model with hash `model`.
+    """Pages of the KV cache of the model with hash `model`, one of `chunks` chunks; or what is wanted.
 
-    One of `chunks` chunks; `checksum` is the CRC-32 of the whole.
+    `checksum` is the CRC-32 of the whole. What each field means for each op is in docs/PROTOCOL.md.
     """
 
     TYPE: ClassVar[int] = 7
