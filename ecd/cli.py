@@ -97,6 +97,12 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
 @_socket
 @_sessions
 @_context
+@click.option(
+    "--assist",
+    metavar="MODEL",
+    shell_complete=model_names,
+    help="The edges' draft model: long prompts are read for slow edges.",
+)
 @click.option("--max-verify", type=int, help="Most hints verified per session and forward.  [default: 16]")
 @click.option(
     "--stable", is_flag=True, default=None, help="Bit for bit what the target computes alone; slow."

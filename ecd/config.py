@@ -124,6 +124,7 @@ class CloudConfig(Daemon):
 
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
     `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name.
+    `assist`: a draft model that reads long prompts for the edges that draft with it.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -137,6 +138,7 @@ class CloudConfig(Daemon):
     stable: bool = False
     engine: Literal["llama", "vllm"] = "llama"
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    assist: str | None = None
     drain_s: Seconds = 60.0
 
     @model_validator(mode="after")
@@ -189,7 +191,8 @@ class EdgeConfig(Daemon):
 
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
-    guesses. `http`: null or false for none.
+    guesses. `assist`: how pages of a prompt travel that the cloud reads for this edge where that is faster;
+    null: none do. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -201,6 +204,7 @@ class EdgeConfig(Daemon):
     patience_ms: PatienceMs | Literal["rounds"] | None = None
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     lookup: bool = True
+    assist: Literal["q8_0", "f16"] | None = "q8_0"
     link_wait_s: Seconds = 60.0
     http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
     reconnect: Reconnect = Reconnect()

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
+from ecd.cloud.assist import Assist, AssistEngine
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
@@ -14,13 +16,15 @@ from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.errors import DaemonError, ModelError
-from ecd.wire.connection import Role
+from ecd.wire.connection import PAGES, Role
 
 log = logging.getLogger(__name__)
 
 # Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
 # 5 ms would be a sixth of a step.
 SWITCH_S = 1e-4
+# Prompts that are read for edges at a time; each takes the cells of a session of the draft model.
+ASSIST_PLACES = 4
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -77,6 +81,23 @@ def load_engine(config: CloudConfig) -> tuple[Model, Verifier]:
             assert_never(other)
 
 
+def load_assist(config: CloudConfig, target: Model) -> AssistEngine | None:
+    """The draft model that reads prompts for edges, if there is to be one. Raises ModelError."""
+    if config.assist is None:
+        return None
+    from ecd.cloud.llama_assist import LlamaAssist
+    from ecd.engine.llama import LlamaModel
+    from ecd.models.forms import gguf_file
+
+    return LlamaAssist(
+        LlamaModel(gguf_file(config.assist)),
+        target.fingerprint(),
+        places=ASSIST_PLACES,
+        context_tokens=config.context_tokens,
+        threads=config.threads,
+    )
+
+
 def run_cloud(
     config: CloudConfig, load: Callable[[CloudConfig], tuple[Model, Verifier]] = load_engine
 ) -> None:
@@ -85,10 +106,18 @@ def run_cloud(
     Raises EcdError when it cannot start.
     """
     sys.setswitchinterval(SWITCH_S)
-    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+
+    def load_all() -> tuple[Model, Verifier, AssistEngine | None]:
+        model, verifier = load(config)
+        return model, verifier, load_assist(config, model)
+
+    run_daemon(config, load_all, lambda engines, life: _serve(config, *engines, life))
 
 
-async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Lifecycle) -> None:
+async def _serve(
+    config: CloudConfig, model: Model, verifier: Verifier, reader: AssistEngine | None, life: Lifecycle
+) -> None:
+    assist = None if reader is None else Assist(reader)
     settings = link_settings(
         Role.CLOUD,
         config,
@@ -99,11 +128,15 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
             "max_context": verifier.capacity.session_tokens,
         },
     )
+    if assist is not None:
+        told = settings.model | {PAGES: assist.shape.model.hex()}
+        settings = replace(settings, model=told, features=(*settings.features, PAGES))
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
-    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
+    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained, assist)
     host, port = split_address(config.listen)
-    async with background(service.step_forever):
+    jobs = (service.step_forever,) if assist is None else (service.step_forever, assist.run_forever)
+    async with background(*jobs):
         try:
             server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
         except OSError as e:
@@ -118,3 +151,5 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
             server.close()
             service.stop()
     service.close()
+    if assist is not None:
+        assist.close()

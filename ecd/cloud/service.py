@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
+from ecd.cloud.assist import Assist
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
@@ -64,6 +65,7 @@ class CloudService:
         settings: Settings,
         batcher: Batcher,
         on_drained: Callable[[], None],
+        assist: Assist | None = None,
     ):
         self.listen = ""
         self._verifier = verifier
@@ -71,6 +73,7 @@ class CloudService:
         self._settings = settings
         self._batcher = batcher
         self._on_drained = on_drained
+        self._assist = assist
         self._engine = ThreadPoolExecutor(1, "engine")
         self._loop = asyncio.get_running_loop()
         self._links: set[Link] = set()
@@ -90,11 +93,14 @@ class CloudService:
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
-        link.connection.load = self._batcher.load
+        link.connection.load = self._load
         self._links.add(link)
         if self._draining:
             link.drain("this cloud is draining")
         return link
+
+    def _load(self) -> dict[str, Any]:
+        return self._batcher.load() | (self._assist.load() if self._assist else {})
 
     async def step_forever(self) -> None:
         """Runs a step whenever a session may go on; sleeps while none may.
@@ -256,6 +262,8 @@ class CloudService:
     def _forget(self, key: int) -> None:
         address = self._by_key.pop(key)
         del self._by_address[address]
+        if self._assist is not None:
+            self._assist.forget(*address)
         if self._batcher.remove(key):
             self._to_forget.append(key)
         self._changed.set()
@@ -292,6 +300,9 @@ class CloudService:
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     session.hint(message)
                     self._changed.set()
+            case Kv() | Credit() if self._assist is not None:
+                if key is not None and (session := self._batcher.get(key)) is not None:
+                    self._assist.on_message(link, message, session.tokens)
             case Commit() | Kv():
                 # WELCOME does not offer the features that these belong to.
                 link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no COMMIT or KV frames"))

@@ -33,8 +33,8 @@ class Chunk:
 class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
-    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
-    `timer`. `timeline` is there when the request wants one.
+    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `drafted_at` when
+    the draft model first guessed, `due` is that of `timer`. `timeline` is there when the request wants one.
     """
 
     id: int
@@ -45,6 +45,7 @@ class Answer:
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None
+    drafted_at: float | None = None
     first_tokens: int = 0
     last_at: float | None = None
     wire_up: int = 0
@@ -84,3 +85,7 @@ class EdgeTotals:
     alternates_sent: int = 0
     alternates_used: int = 0
     resumed: int = 0
+    assisted: int = 0
+    assisted_tokens: int = 0
+    assists_failed: int = 0
+    page_bytes: int = 0

@@ -3,13 +3,19 @@
 Owns which KV cells hold which tokens of which line. Does not know which of them are committed.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ecd.edge.drafter import DraftTask
+from ecd.engine.kv_cells import KvCells
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
+from ecd.errors import EngineError
+from ecd.pages import Cells, Shape
 from ecd.sampling import Guess, guess
+
+log = logging.getLogger(__name__)
 
 # The main line and two alternates of each generation; llama.cpp bears so many sequences in all.
 BRANCHES = 3
@@ -29,6 +35,9 @@ class _Held:
 
     settled: int = 0
     rest: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.settled + len(self.rest)
 
     def common(self, task: DraftTask) -> int:
         """How many of the task's tokens are held, from the first on."""
@@ -67,6 +76,11 @@ class LlamaDrafter:
             exact=False,
         )
         self._held = [_Held() for _ in range(slots * self.branches)]
+        self._cells: KvCells | None = None
+        try:
+            self._cells = KvCells(model, self._context)
+        except EngineError as e:
+            log.info("no pages of the draft model are taken or given: %s", e)
 
     def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
         """One batch for all tasks that may run the model; those with most to read get what room is left."""
@@ -101,6 +115,34 @@ class LlamaDrafter:
     def close(self) -> None:
         """Frees the KV cache."""
         self._context.close()
+
+    # -- `PageHolder`
+
+    @property
+    def shape(self) -> Shape | None:
+        """What the cells are like; None where they cannot be taken or given."""
+        return None if self._cells is None else self._cells.shape
+
+    def held(self, slot: int) -> int:
+        """Positions that the slot's main line holds."""
+        return len(self._held[slot * self.branches])
+
+    def take(self, slot: int, tokens: Sequence[int]) -> Cells | None:
+        """The cells of as many of the tokens as the slot's main line holds; None for none."""
+        held = self._held[slot * self.branches]
+        length = held.settled + _common(held.rest, list(tokens[held.settled : len(held)]))
+        if self._cells is None or not length:
+            return None
+        return self._cells.take(slot * self.branches, 0, min(length, len(tokens)))
+
+    def put(self, slot: int, tokens: Sequence[int], parts: Sequence[Cells]) -> None:
+        """The slot's main line holds the tokens by these cells. Raises EngineError; it holds nothing then."""
+        sequence = slot * self.branches
+        self._held[sequence] = _Held()
+        if self._cells is None:
+            raise EngineError("pages of this draft model cannot be taken")
+        self._cells.put(sequence, parts)
+        self._held[sequence].put(0, tokens)
 
     def _sequence(self, task: DraftTask) -> int:
         return task.slot * self.branches + task.branch

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from ecd.config import EdgeConfig, split_address
 from ecd.control import control_socket
@@ -15,10 +16,12 @@ from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective
+from ecd.edge.page_holder import PageHolder
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
-from ecd.wire.connection import Role
+from ecd.pages import Encoding
+from ecd.wire.connection import PAGES, Role
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
 
 async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifecycle) -> None:
     acceptance, meter = Acceptance(), Meter()
+    pages = drafter if isinstance(drafter, PageHolder) else None
+    encoding = None if config.assist is None else Encoding(f"{config.assist}+zstd")
     if config.lookup:
         lookup = LookupDrafter(
             slots=drafter.slots, branches=drafter.branches, slot_tokens=drafter.slot_tokens
@@ -63,10 +68,15 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         n_vocab=model.n_vocab,
         piece=model.piece,
         link_wait_s=config.link_wait_s,
+        pages=pages,
+        encoding=encoding,
     )
     host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
-    uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
+    link = link_settings(Role.EDGE, config, model, limits={})
+    if pages is not None and encoding is not None:
+        link = replace(link, features=(*link.features, PAGES))
+    uplink = Uplink(host, port, link, backoff, service.on_event)
     service.attach(uplink)
     settings = PaceSettings(
         Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens

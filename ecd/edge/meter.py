@@ -25,7 +25,8 @@ def _mean(old: float | None, sample: float) -> float:
 @dataclass(slots=True)
 class Meter:
     """Seconds: `rtt_s` and how it varies, `draft_s` for one guess, `step_s` for a target step without hints,
-    `token_s` for each hint in it. None where nothing is measured yet.
+    `token_s` for each hint in it, `read_s` for a token of a prompt that the draft model reads. What the link
+    brings when it is full. None where nothing is measured yet.
     """
 
     rtt_s: float | None = None
@@ -33,12 +34,18 @@ class Meter:
     draft_s: float | None = None
     step_s: float | None = None
     token_s: float | None = None
+    read_s: float | None = None
+    link_bytes_per_s: float | None = None
     max_verify: int = FIRST_MAX_VERIFY
     alone: bool = True
 
     def drafted(self, seconds: float) -> None:
         """A forward of the draft model brought a guess for each line it was asked for."""
         self.draft_s = _mean(self.draft_s, seconds)
+
+    def read(self, tokens: int, seconds: float) -> None:
+        """The draft model read so many tokens of prompts."""
+        self.read_s = _mean(self.read_s, seconds / tokens)
 
     def stepped(self, seconds: float, verified: int) -> None:
         """A target step took so long and verified so many of our hints; one of no time was not measured."""

@@ -35,6 +35,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
     request, tally = answer.generation.request, answer.generation.tally
     ids = answer.generation.committed
     first, last = answer.first_at or answer.started_at, answer.last_at or answer.started_at
+    ready = answer.drafted_at
     later = len(ids) - answer.first_tokens
     return {
         "id": answer.id,
@@ -56,6 +57,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
         },
         "stats": {
             "ttft_ms": (first - answer.started_at) * 1000,
+            "draft_ready_ms": None if ready is None else (ready - answer.started_at) * 1000,
             "total_ms": (last - answer.started_at) * 1000,
             "tokens_per_s": later / (last - first) if later and last > first else 0.0,
             "drafted": tally.drafted,

@@ -14,21 +14,24 @@ from typing import Any, assert_never
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
+from ecd.edge.assisting import Assisting, Put, put
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
+from ecd.edge.page_holder import PageHolder
 from ecd.edge.reopening import Reopen
 from ecd.edge.request import Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.pages import Encoding
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
-from ecd.wire.messages import Finish, Reset, Tokens
+from ecd.wire.messages import Credit, Finish, Kv, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class EdgeService:
     """All answers of one edge.
 
     acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. link_wait_s: how
-    long an answer may go without a link before it fails.
+    long an answer may go without a link before it fails. pages: the drafter's cells, and how pages for them
+    are to travel (None: none are asked for).
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class EdgeService:
         n_vocab: int,
         piece: Callable[[int], bytes],
         link_wait_s: float,
+        pages: PageHolder | None = None,
+        encoding: Encoding | None = None,
     ):
         self.totals = EdgeTotals()
         self.answers: dict[int, Answer] = {}
@@ -78,6 +84,7 @@ class EdgeService:
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
         self._takes_alternates = False
+        self._assisting = Assisting(pages, encoding, meter, lambda: self.uplink.link)
 
     def attach(self, uplink: Uplink) -> None:
         """Gives the service its link; before anything is asked of it."""
@@ -165,12 +172,15 @@ class EdgeService:
     async def draft_forever(self) -> None:
         """Drafts for every answer that may be drafted for; sleeps while none may."""
         while True:
+            while self._assisting.puts:
+                await self._put(self._assisting.puts.popleft())
             wanted = [
                 (answer, tasks)
                 for answer in list(self.answers.values())
-                if (tasks := answer.generation.next_tasks(self._drafter.branches))
+                if not self._assisting.holds_back(answer)
+                and (tasks := answer.generation.next_tasks(self._drafter.branches))
             ]
-            if not wanted and not self._to_release:
+            if not wanted and not self._to_release and not self._assisting.puts:
                 self._draft_wanted.clear()
                 await self._draft_wanted.wait()
                 continue
@@ -178,6 +188,15 @@ class EdgeService:
             batch = [task for _, tasks in wanted for task in tasks]
             results = await self._loop.run_in_executor(self._thread, self._run_draft, release, batch)
             self._drafted(wanted, results)
+
+    async def _put(self, job: Put) -> None:
+        """Pages become cells; without them the drafter reads the prompt by itself."""
+        error = None
+        try:
+            await self._loop.run_in_executor(self._thread, put, self._assisting.holder, job)
+        except EcdError as e:
+            error = e
+        self._assisting.done(job, error, self.totals)
 
     def _run_draft(
         self, release: list[int], tasks: list[DraftTask]
@@ -214,7 +233,10 @@ class EdgeService:
                 now = monotonic()
                 if answer.timeline is not None:
                     answer.timeline.drafted(tasks, guesses, now - seconds, now)
+                if answer.drafted_at is None and any(g.drafter == "model" for each in guesses for g in each):
+                    answer.drafted_at = now
                 self._perform(answer, answer.generation.drafted(tasks, guesses, now))
+        self._assisting.read([answer for answer, _ in wanted if answer.id in self.answers], seconds)
 
     def _free(self, answer: Answer) -> None:
         slot = answer.generation.slot
@@ -222,6 +244,7 @@ class EdgeService:
             self._to_release.append(slot)
             self._free_slots.append(slot)
             answer.generation.slot = None
+            self._assisting.forget(answer)
             self._draft_wanted.set()
 
     # -- link
@@ -235,6 +258,7 @@ class EdgeService:
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
                 self._takes_alternates = "alternates" in event.peer.features
+                self.meter.link_bytes_per_s = None
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
@@ -281,6 +305,7 @@ class EdgeService:
                 now=monotonic(),
             )
             self._perform(answer, commands)
+            self._assisting.reopened(answer)
         except EcdError as e:
             self._end(answer, e)
 
@@ -309,6 +334,7 @@ class EdgeService:
                         answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
                     self._perform(answer, answer.generation.receive(message, now))
                     self._steer_soon(answer)
+                    self._assisting.check(answer, self.totals)
                 except ProtocolError as e:
                     log.error("the cloud broke the protocol: %s", e)
                     if self.uplink.link is not None:
@@ -329,6 +355,9 @@ class EdgeService:
                         self._end(answer, RemoteError(message.code, reason))
                     case other:
                         assert_never(other)
+            case Kv() | Credit():
+                self._assisting.received(answer, message, self.totals)
+                self._draft_wanted.set()
             case _:
                 log.debug("ignored %s", type(message).__name__)
 

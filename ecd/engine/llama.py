@@ -5,6 +5,7 @@ A context is used from one thread at a time; the vocabulary may be read from any
 """
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ llama_cpp.llama_backend_init()
 # its special buffers.
 BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
+# Of a model file, so many pieces of so many bytes stand for all of it: gigabytes take seconds to read.
+SAMPLES, SAMPLE_BYTES = 64, 64 << 10
+
 
 class LlamaModel:
     """A loaded GGUF file. Raises ModelError when llama.cpp cannot load it."""
@@ -48,6 +52,7 @@ class LlamaModel:
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.context_train: int = llama_cpp.llama_model_n_ctx_train(self.handle)
+        self.kv_heads: int = llama_cpp.llama_model_n_head_kv(self.handle)
         self.eog = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, t))
         self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)
@@ -89,6 +94,16 @@ class LlamaModel:
             f"{self._meta('tokenizer.ggml.model')}/{self._meta('tokenizer.ggml.pre')}",
             lambda text, parse_special: self.tokenize(text, add_bos=True, parse_special=parse_special),
         )
+
+    def digest(self) -> bytes:
+        """16 bytes that tell this model's file from others."""
+        size = self.path.stat().st_size
+        digest = hashlib.blake2b(size.to_bytes(8, "big"), digest_size=16)
+        with self.path.open("rb") as file:
+            for sample in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+        return digest.digest()
 
     def _meaning(self, token: int) -> bytes:
         """The bytes of a token, or a control token's name; none of one that pads the vocabulary."""
@@ -200,15 +215,37 @@ class LlamaContext:
         """Forgets the sequence's positions from `length` on."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
-    def copy(self, source: int, sequence: int, length: int) -> None:
-        """The sequence holds what `source` holds of its first `length` positions, and nothing else.
+    def copy(self, source: int, sequence: int, length: int, first: int = 0) -> None:
+        """The sequence holds what `source` holds of the positions `first` to `length` - 1, and nothing else.
 
         Only where cells are shared.
         """
         self.truncate(sequence, 0)
-        llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, first, length)
+
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of the sequence's cells. Raises EngineError."""
+        size = llama_cpp.llama_state_seq_get_size(self._handle, sequence)
+        state = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._handle, _pointer(state), size, sequence)
+        if written != size:
+            raise EngineError(f"llama.cpp wrote {written} bytes of a sequence's state instead of {size}")
+        return state
+
+    def load(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """It holds what was saved and nothing else; False, and nothing at all, if it does not fit."""
+        self.truncate(sequence, 0)
+        read = llama_cpp.llama_state_seq_set_data(self._handle, _pointer(state), state.nbytes, sequence)
+        if read != state.nbytes:
+            self.truncate(sequence, 0)
+            return False
+        return True
 
     def close(self) -> None:
         """Frees the KV cache; the context must not be used afterwards."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._handle)
+
+
+def _pointer(state: NDArray[np.uint8]) -> "ctypes._Pointer[ctypes.c_uint8]":
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

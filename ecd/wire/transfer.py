@@ -66,13 +66,15 @@ class Wanted:
     def complete(self) -> bool:
         return self.next == self.last
 
-    def ask(self, stream: int) -> list[Kv | Credit]:
-        """What to send on a new stream: for all of it, or for what is missing."""
+    def ask(self, stream: int) -> Kv:
+        """What to send on a new stream: for all of it, or for what is missing. It brings the first credit."""
         part = self._part
         held, checksum = (len(part.held), part.checksum) if part else (0, 0)
         self._credit, self._asked, self._last_at = self._window, True, None
-        want = Kv(stream, KvOp.WANT, self.model, self.next, self.last, held, 0, self.encoding, checksum, b"")
-        return [want, Credit(stream, self._window)]
+        window = self._window // CHUNK_BYTES
+        return Kv(
+            stream, KvOp.WANT, self.model, self.next, self.last, held, window, self.encoding, checksum, b""
+        )
 
     def give_up(self, stream: int) -> Kv:
         """What to send when the rest is not wanted any more."""
@@ -161,6 +163,7 @@ class Sending:
 
     def __post_init__(self) -> None:
         self.next = self.want.first
+        self.credit(self.want.chunks * CHUNK_BYTES)
 
     @property
     def complete(self) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.errors import PageError
-from ecd.wire.messages import Credit, Kv, KvOp
+from ecd.wire.messages import Kv, KvOp
 from ecd.wire.transfer import (
     CHUNK_BYTES,
     FIRST_WINDOW_BYTES,
@@ -33,14 +33,10 @@ def a_want(last: int = LAST) -> Wanted:
 
 def opened(wanted: Wanted, stream: int = 1) -> Sending:
     """The other end, that has heard the question and makes all that is asked for."""
-    want, credit = wanted.ask(stream)
-    assert isinstance(want, Kv)
-    assert isinstance(credit, Credit)
-    sending = Sending(want)
+    sending = Sending(wanted.ask(stream))
     for run in RUNS:
-        if run.first >= want.first:
+        if run.first >= sending.want.first:
             sending.add(run)
-    sending.credit(credit.amount)
     return sending
 
 
@@ -72,18 +68,13 @@ def test_what_arrives_is_what_was_sent_in_order() -> None:
 
 
 def test_nothing_is_sent_without_credit() -> None:
-    wanted = a_want()
-    want, credit = wanted.ask(1)
-    assert isinstance(want, Kv)
-    assert isinstance(credit, Credit)
-    sending = Sending(want)
-    for run in RUNS:
-        sending.add(run)
-    assert sending.due() == []
-    sending.credit(credit.amount)
+    sending = opened(a_want())
     assert sum(len(frame.payload) for frame in sending.due()) <= FIRST_WINDOW_BYTES
+    assert sending.due() == []
     assert sending.backlog
     assert not sending.complete
+    sending.credit(CHUNK_BYTES)
+    assert len(sending.due()) == 1
 
 
 def test_the_window_grows_with_what_is_taken_and_never_beyond_its_bound() -> None:
@@ -102,13 +93,7 @@ def test_the_window_grows_with_what_is_taken_and_never_beyond_its_bound() -> Non
 
 
 def test_credit_that_is_given_away_does_not_pile_up() -> None:
-    sending = opened(a_want())
-    for _ in range(100):
-        sending.credit((1 << 32) - 1)
-    wanted = Wanted(MODEL, LAST, "f16+zstd", lambda first, last: 1 << 30)
-    want, _ = wanted.ask(1)
-    assert isinstance(want, Kv)
-    greedy = Sending(want)
+    greedy = Sending(replace(a_want().ask(1), chunks=(1 << 32) - 1))
     greedy.add(Run(0, RUN, bytes(2 * MOST_WINDOW_BYTES)))
     for _ in range(100):
         greedy.credit((1 << 32) - 1)
@@ -131,21 +116,13 @@ def test_after_lost_connections_only_what_is_missing_travels_again(lost_after: l
 
 def test_a_run_that_was_made_anew_and_came_out_otherwise_begins_again() -> None:
     wanted = a_want(RUN)
-    want, credit = wanted.ask(1)
-    assert isinstance(want, Kv)
-    assert isinstance(credit, Credit)
-    first = Sending(want)
+    first = Sending(wanted.ask(1))
     first.add(RUNS[0])
-    first.credit(credit.amount)
     assert wanted.receive(first.due()[0], 0.0) is None
-    again, credit = wanted.ask(2)
-    assert isinstance(again, Kv)
-    assert isinstance(credit, Credit)
-    assert (again.first, again.chunk) == (0, 1)
+    second = Sending(wanted.ask(2))
+    assert (second.want.first, second.want.chunk) == (0, 1)
     other = Run(0, RUN, RUNS[0].data[::-1])
-    second = Sending(again)
     second.add(other)
-    second.credit(credit.amount)
     assert flow(second, wanted) == [other]
 
 
