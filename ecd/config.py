@@ -111,7 +111,8 @@ class Daemon(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def _check_secure(host: str, setting: str, insecure: bool) -> None:
+def check_secure(host: str, setting: str, insecure: bool) -> None:
+    """Raises ValueError for plain TCP to another machine, unless that is allowed."""
     if not insecure and not is_loopback(host):
         raise ValueError(
             f"{setting} {host} is not this machine and the link is not encrypted; "
@@ -143,7 +144,7 @@ class CloudConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
-        _check_secure(split_address(self.listen)[0], "listen", self.insecure)
+        check_secure(split_address(self.listen)[0], "listen", self.insecure)
         match self.engine:
             case "llama":
                 if self.engine_args:
@@ -192,7 +193,8 @@ class EdgeConfig(Daemon):
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
     guesses. `assist`: how pages of a prompt travel that the cloud reads for this edge where that is faster;
-    null: none do. `http`: null or false for none.
+    null: none do. `handover`: where other edges may hand answers over, besides the Unix socket for that.
+    `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -205,6 +207,7 @@ class EdgeConfig(Daemon):
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     lookup: bool = True
     assist: Literal["q8_0", "f16"] | None = "q8_0"
+    handover: Address | None = None
     link_wait_s: Seconds = 60.0
     http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
     reconnect: Reconnect = Reconnect()
@@ -215,7 +218,9 @@ class EdgeConfig(Daemon):
         host, port = split_address(self.cloud)
         if not port:
             raise ValueError("cloud: port 0 is no address to connect to")
-        _check_secure(host, "cloud", self.insecure)
+        check_secure(host, "cloud", self.insecure)
+        if self.handover is not None:
+            check_secure(split_address(self.handover)[0], "handover", self.insecure)
         return self
 
 

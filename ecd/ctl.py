@@ -279,6 +279,31 @@ def cancel(socket: Path, session: int, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("session", metavar="ID", type=int)
+@click.option(
+    "--to",
+    required=True,
+    metavar="SOCKET|HOST[:PORT]",
+    help="The other edge: its control socket, or where it listens for hand-overs.",
+)
+@_json
+@click.pass_obj
+def migrate(socket: Path, session: int, to: str, as_json: bool) -> None:
+    """Hand the answer with number ID over to another edge, together with what the draft model knows of it.
+
+    Whoever waits for the answer goes on reading it here. If the other edge fails, it is finished here.
+
+    \b
+    Example:
+      ecdctl migrate 3 --to /run/user/1000/ecd/other.sock
+    """
+    # The daemon may run elsewhere in the file system.
+    where = str(Path(to).absolute()) if "/" in to else to
+    with BlockingClient(socket) as client:
+        _print(client.call("migrate", id=session, to=where), as_json)
+
+
+@cli.command()
 @_json
 @click.pass_obj
 def drain(socket: Path, as_json: bool) -> None:

@@ -4,56 +4,27 @@ and false, with engines without models.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from ecd.cloud.assist import Assist as CloudAssist
-from ecd.cloud.batcher import Batcher
+from ecd.cloud.assist import Assist
 from ecd.cloud.service import CloudService
-from ecd.cloud.session import Vocabulary
-from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
-from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer
-from ecd.edge.meter import Meter
 from ecd.edge.request import Request
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Backoff, Uplink
 from ecd.lab.lane import NOTHING_PLANNED, Conditions, Cut, Direction, Schedule
 from ecd.lab.link import EmulatedLink
 from ecd.pages import Encoding
-from ecd.sampling import Sampling, Verdict
-from ecd.wire.connection import FEATURES, PAGES, Role, Settings
-from ecd.wire.fingerprint import Fingerprint
-from ecd.wire.messages import Finish, Kv
-from tests.pages_talk import SHAPE, Reader, SlowDrafter
+from ecd.sampling import Sampling
+from ecd.wire.messages import Kv
+from tests.pages_talk import Reader, SlowDrafter, a_cloud, an_edge, connected, running, to_its_end
 
-FINGERPRINT = Fingerprint(1000, "aa", {"bos": 1}, "bpe", "bb")
 PROMPT = tuple(n % 250 + 1 for n in range(1200))
 TOKENS = 150
-LIMIT_S = 20.0
 SOUND = Conditions()
-
-
-class Target:
-    """Says 7 after everything, 5 ms later."""
-
-    capacity = Capacity(4, 4000)
-
-    def step(self, work: Sequence[Work]) -> StepResult:
-        import time
-
-        time.sleep(0.005)
-        return StepResult({item.key: Judged(Verdict((7,), 0), len(item.hints)) for item in work})
-
-    def forget(self, key: int) -> None: ...
-
-    def stats(self) -> dict[str, int | float]:
-        return {}
-
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -64,12 +35,9 @@ class System:
     cloud: CloudService
 
     async def answer(self) -> Answer:
-        """One answer to its end: always the same text."""
+        """One answer to its end."""
         answer = self.edge.start(Request(PROMPT, Sampling(), TOKENS))
-        async with asyncio.timeout(LIMIT_S):
-            while not isinstance(arrival := await answer.chunks.get(), Finish):
-                assert not isinstance(arrival, Exception), arrival
-        assert answer.generation.committed == (7,) * TOKENS
+        await to_its_end(answer)
         return answer
 
 
@@ -84,52 +52,22 @@ async def system(
     spoil: Callable[[Kv], Kv] | None = None,
 ) -> AsyncIterator[System]:
     reader, drafter = Reader(), SlowDrafter(chunk_s)
-    told = {"name": "big", PAGES: model or SHAPE.model.hex()}
-    settings = Settings(
-        Role.CLOUD,
-        "cloud",
-        FINGERPRINT,
-        limits={"max_streams": 8, "max_ahead": 16, "max_context": 4000},
-        model=told,
-        features=(*FEATURES, PAGES),
-        ping_interval_s=0.05,
-    )
-    vocabulary = Vocabulary(1000, frozenset(), lambda token: b"x")
-    assist = CloudAssist(reader)
-    cloud = CloudService(Target(), vocabulary, settings, Batcher(Target.capacity, 4, 4), lambda: None, assist)
+    assist = Assist(reader)
+    cloud = a_cloud(assist, model)
     if spoil is not None:
         spoil_pages(cloud, spoil)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(cloud.protocol, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(cloud.protocol, "127.0.0.1", 0)
     async with EmulatedLink(*server.sockets[0].getsockname()[:2], conditions, schedule=schedule) as link:
-        edge = EdgeService(
-            drafter,
-            Acceptance(),
-            Meter(),
-            n_vocab=1000,
-            piece=lambda token: b"x",
-            link_wait_s=LIMIT_S,
-            pages=drafter,
-            encoding=encoding,
-        )
-        edge_settings = replace(settings, role=Role.EDGE, limits={}, model={})
-        uplink = Uplink("127.0.0.1", link.port, edge_settings, Backoff(0.01, 0.02), edge.on_event)
-        edge.attach(uplink)
-        jobs = (cloud.step_forever, assist.run_forever, edge.draft_forever, edge.tend_forever, uplink.keep)
-        tasks = [asyncio.create_task(job()) for job in jobs]
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                while uplink.link is None or not uplink.link.connection.peer_load:
-                    await asyncio.sleep(0.01)
+        edge = an_edge(drafter, link.port, encoding)
+        jobs = (cloud.step_forever, assist.run_forever, edge.draft_forever, edge.tend_forever)
+        async with running(*jobs, edge.uplink.keep):
+            await connected(edge)
             yield System(edge, drafter, reader, cloud)
-        finally:
-            for task in tasks:
-                task.cancel()
             edge.stop()
             cloud.stop()
-            for service in (edge, cloud, assist):
-                service.close()
-            server.close()
+        for service in (edge, cloud, assist):
+            service.close()
+        server.close()
 
 
 def spoil_pages(cloud: CloudService, spoil: Callable[[Kv], Kv]) -> None:

@@ -10,6 +10,7 @@ from ecd.edge.timeline import Timeline
 from ecd.errors import EcdError
 from ecd.logprobs import TokenLogprobs
 from ecd.text import TextStream
+from ecd.wire.link import Link
 from ecd.wire.messages import Finish
 
 
@@ -34,7 +35,8 @@ class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
     Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `drafted_at` when
-    the draft model first guessed, `due` is that of `timer`. `timeline` is there when the request wants one.
+    the draft model first guessed, `due` is that of `timer`. `timeline` is there when the request wants one,
+    `link` while the answer is another edge's.
     """
 
     id: int
@@ -54,6 +56,7 @@ class Answer:
     timer: asyncio.TimerHandle | None = None
     rtt_ms: float | None = None
     timeline: Timeline | None = None
+    link: Link | None = None
 
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""

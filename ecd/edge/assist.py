@@ -18,8 +18,9 @@ from ecd.wire.transfer import Run, Wanted
 LEAST_TOKENS = 256
 # The cloud must promise to be so much faster: estimates are rough, and waiting for nothing costs twice.
 MARGIN = 1.5
-# Without a new page for so many times as long as all of them should take, there will be none.
-PATIENCE = 2.0
+# Without a new page for so many times as long as all of them should take, there will be none; and for so many
+# seconds where that is not known.
+PATIENCE, PATIENCE_S = 2.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,16 @@ class Assist:
         self._go_on(speeds, now)
         return True
 
-    def receive(self, message: Kv, speeds: Speeds, now: float) -> None:
-        """A frame of the cloud's, by which the stage may change. `failed` says what was wrong with it."""
+    def adopt(self, now: float) -> None:
+        """The text comes from another edge, which has its pages: they are to be asked and waited for."""
+        self.wanted = Wanted(self.shape.model, self.tokens, self.encoding, self._most_bytes)
+        self.stage, self._give_up_at = Stage.WAITING, now + PATIENCE_S
+
+    def receive(self, message: Kv, speeds: Speeds | None, now: float) -> None:
+        """A frame about the pages, by which the stage may change. `failed` says what was wrong with it.
+
+        speeds: None where it is not a matter of speed.
+        """
         if self.wanted is None or self.stage is Stage.OVER:
             return
         try:
@@ -118,6 +127,8 @@ class Assist:
             return
         if self.wanted.complete:
             self.stage = Stage.WAITING
+        elif speeds is None:
+            self._give_up_at = now + PATIENCE_S
         else:
             # Those that wait at the cloud are this prompt's by now.
             self._go_on(replace(speeds, cloud_waiting=0), now)

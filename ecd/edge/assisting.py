@@ -44,44 +44,49 @@ def put(holder: PageHolder, job: Put) -> None:
     holder.put(job.slot, job.tokens[: job.runs[-1].last], parts)
 
 
+@dataclass(slots=True)
+class _Way:
+    """An assist, and where its pages come from: `stream` of another edge's link, or else the answer's own."""
+
+    assist: Assist
+    link: Link | None = None
+    stream: int = 0
+
+
 class Assisting:
-    """`holder`: the drafter's cells. `encoding`: of the pages that are asked for; None to ask for none."""
+    """`holder`: the drafter's cells. `encoding`: of pages that the cloud is asked for; None: it is not."""
 
     def __init__(
         self,
         holder: PageHolder | None,
         encoding: Encoding | None,
         meter: Meter,
+        totals: EdgeTotals,
         link: Callable[[], Link | None],
     ):
-        self._holder = holder if holder is not None and holder.shape is not None else None
-        self._encoding = encoding
-        self._meter = meter
-        self._link = link
-        self._assists: dict[int, Assist] = {}
-        self._held: dict[int, int] = {}
+        self.holder = holder if holder is not None and holder.shape is not None else None
         # Jobs for the drafter's thread; `done` is told what came of each.
         self.puts: deque[Put] = deque()
-
-    @property
-    def holder(self) -> PageHolder:
-        """The drafter's cells; only where there are such."""
-        assert self._holder is not None
-        return self._holder
+        self._encoding = encoding
+        self._meter = meter
+        self._totals = totals
+        self._link = link
+        self._ways: dict[int, _Way] = {}
+        self._held: dict[int, int] = {}
 
     def holds_back(self, answer: Answer) -> bool:
-        """Whether the answer's prompt is not to be read here, since its pages are on their way."""
-        assist = self._assists.get(answer.id)
-        return assist is not None and assist.stage is Stage.WAITING
+        """Whether the answer's text is not to be read here, since its pages are on their way."""
+        way = self._ways.get(answer.id)
+        return way is not None and way.assist.stage is Stage.WAITING
 
     def read(self, answers: list[Answer], seconds: float) -> None:
         """A call of the drafter took so long; what of these answers' prompts was read by it?"""
-        if self._holder is None or self._encoding is None:
+        if self.holder is None or self._encoding is None:
             return
         fresh = 0
         for answer in answers:
             if answer.generation.slot is not None:
-                held = self._holder.held(answer.generation.slot)
+                held = self.holder.held(answer.generation.slot)
                 fresh += max(0, held - self._held.get(answer.id, 0))
                 self._held[answer.id] = held
         if LEAST_READ_TOKENS <= fresh <= MOST_READ_TOKENS:
@@ -89,81 +94,96 @@ class Assisting:
         for answer in answers:
             self._consider(answer)
 
-    def received(self, answer: Answer, message: Kv | Credit, totals: EdgeTotals) -> None:
-        """A frame on the answer's stream that is about pages."""
-        assist, speeds = self._assists.get(answer.id), self._speeds(answer.id)
-        if assist is None or assist.wanted is None or not isinstance(message, Kv) or speeds is None:
+    def adopt(self, answer: Answer, link: Link, stream: int) -> None:
+        """The answer comes from the edge at the other end of `link`, which has its pages."""
+        generation = answer.generation
+        if generation.slot is None or self.holder is None or self.holder.shape is None:
             return
+        if link.connection.peer is None or PAGES not in link.connection.peer.features:
+            return
+        # Nothing is lost by the numbers as they are: a hand-over is once, and between neighbours.
+        assist = Assist(self.holder.shape, Encoding.F16, len(generation.tokens))
+        assist.adopt(monotonic())
+        way = self._ways[answer.id] = _Way(assist, link, stream)
+        self._ask(answer, way)
+
+    def received(self, answer: Answer, message: Kv | Credit) -> None:
+        """A frame about the answer's pages."""
+        way = self._ways.get(answer.id)
+        if way is None or way.assist.wanted is None or not isinstance(message, Kv):
+            return
+        assist, speeds = way.assist, None if way.link else self._speeds(way)
         if assist.stage is Stage.OVER:
             return
         assist.receive(message, speeds, monotonic())
-        totals.page_bytes += len(message.payload)
-        if (rate := assist.wanted.link_bytes_per_s) is not None:
+        self._totals.page_bytes += len(message.payload)
+        if way.link is None and (rate := way.assist.wanted.link_bytes_per_s) is not None:
             self._meter.link_bytes_per_s = rate
         match assist.stage:
             case Stage.OVER:
-                self._give_up(answer, assist, totals)
+                self._give_up(answer, way)
             case Stage.WAITING if assist.complete:
                 self._put(answer, assist)
             case Stage.WAITING:
-                if credit := assist.wanted.grant(answer.generation.stream):
-                    self._send(credit)
+                if credit := way.assist.wanted.grant(self._stream(answer, way)):
+                    self._send(way, credit)
             case _:
                 pass
 
-    def check(self, answer: Answer, totals: EdgeTotals) -> None:
+    def check(self, answer: Answer) -> None:
         """Time passes for the answer."""
-        assist = self._assists.get(answer.id)
-        if assist is not None and assist.late(monotonic()):
-            self._give_up(answer, assist, totals)
+        way = self._ways.get(answer.id)
+        if way is not None and way.assist.late(monotonic()):
+            self._give_up(answer, way)
 
-    def done(self, job: Put, error: Exception | None, totals: EdgeTotals) -> None:
+    def done(self, job: Put, error: Exception | None) -> None:
         """The drafter's thread has put the pages into cells, or could not."""
-        if assist := self._assists.get(job.answer):
-            assist.stage = Stage.OVER
+        if way := self._ways.get(job.answer):
+            way.assist.stage = Stage.OVER
         if error is None:
-            totals.assisted += 1
-            totals.assisted_tokens += job.runs[-1].last
+            self._totals.assisted += 1
+            self._totals.assisted_tokens += job.runs[-1].last
         else:
-            totals.assists_failed += 1
-            log.warning("the prompt of session %d is read here: %s", job.answer, error)
+            self._totals.assists_failed += 1
+            log.warning("the text of session %d is read here: %s", job.answer, error)
 
     def reopened(self, answer: Answer) -> None:
-        """The answer has a new stream: what is missing of its pages is asked for on it."""
-        assist = self._assists.get(answer.id)
-        if assist is None or assist.wanted is None or assist.stage is Stage.OVER or assist.complete:
+        """The answer has a new stream at the cloud: what is missing of its pages is asked for on it."""
+        way = self._ways.get(answer.id)
+        if way is None or way.link is not None or way.assist.wanted is None:
+            return
+        if way.assist.stage is Stage.OVER or way.assist.complete:
             return
         if not self._offered():
             # This cloud is another one.
-            assist.stage = Stage.OVER
+            way.assist.stage = Stage.OVER
             return
-        self._ask(answer, assist)
+        self._ask(answer, way)
 
     def forget(self, answer: Answer) -> None:
         """The answer is over, or is not drafted for any more."""
-        assist = self._assists.pop(answer.id, None)
+        way = self._ways.pop(answer.id, None)
         self._held.pop(answer.id, None)
-        if assist and assist.wanted and assist.stage in (Stage.TRYING, Stage.WAITING):
-            self._send(assist.wanted.give_up(answer.generation.stream))
+        if way and way.assist.wanted and way.assist.stage in (Stage.TRYING, Stage.WAITING):
+            self._send(way, way.assist.wanted.give_up(self._stream(answer, way)))
 
     # -- inside
 
     def _offered(self) -> bool:
         link = self._link()
-        if link is None or link.connection.peer is None or self._holder is None or self._holder.shape is None:
+        if link is None or link.connection.peer is None or self.holder is None or self.holder.shape is None:
             return False
         peer = link.connection.peer
         return (
-            PAGES in peer.features and getattr(peer, "model", {}).get(PAGES) == self._holder.shape.model.hex()
+            PAGES in peer.features and getattr(peer, "model", {}).get(PAGES) == self.holder.shape.model.hex()
         )
 
-    def _speeds(self, answer_id: int) -> Speeds | None:
+    def _speeds(self, way: _Way) -> Speeds | None:
         link, local_s = self._link(), self._meter.read_s
         cloud = None if link is None else cloud_speeds(link.connection.peer_load)
         if link is None or local_s is None or cloud is None:
             return None
-        assist = self._assists.get(answer_id)
-        rate = assist.wanted.link_bytes_per_s if assist and assist.wanted else None
+        rate = way.assist.wanted.link_bytes_per_s if way.assist.wanted else None
         rtt_s = link.connection.rtt.smoothed_s or 0.0
         return Speeds(local_s, *cloud, rate or self._meter.link_bytes_per_s, rtt_s)
 
@@ -171,29 +191,30 @@ class Assisting:
         generation = answer.generation
         if generation.slot is None or not generation.stream or not self._offered():
             return
-        assert self._holder is not None
-        assert self._holder.shape is not None
+        assert self.holder is not None
+        assert self.holder.shape is not None
         assert self._encoding is not None
-        assist = self._assists.get(answer.id)
-        if assist is None:
-            assist = Assist(self._holder.shape, self._encoding, len(generation.request.prompt))
-            self._assists[answer.id] = assist
-        speeds = self._speeds(answer.id)
-        if speeds is not None and assist.consider(self._held.get(answer.id, 0), speeds, monotonic()):
-            self._ask(answer, assist)
+        way = self._ways.get(answer.id)
+        if way is None:
+            assist = Assist(self.holder.shape, self._encoding, len(generation.request.prompt))
+            way = self._ways[answer.id] = _Way(assist)
+        speeds = self._speeds(way)
+        if speeds is not None and way.assist.consider(self._held.get(answer.id, 0), speeds, monotonic()):
+            self._ask(answer, way)
 
-    def _ask(self, answer: Answer, assist: Assist) -> None:
-        assert assist.wanted is not None
-        self._send(assist.wanted.ask(answer.generation.stream))
+    def _ask(self, answer: Answer, way: _Way) -> None:
+        assert way.assist.wanted is not None
+        self._send(way, way.assist.wanted.ask(self._stream(answer, way)))
 
-    def _give_up(self, answer: Answer, assist: Assist, totals: EdgeTotals) -> None:
+    def _give_up(self, answer: Answer, way: _Way) -> None:
+        assist = way.assist
         assert assist.wanted is not None
-        self._send(assist.wanted.give_up(answer.generation.stream))
+        self._send(way, assist.wanted.give_up(self._stream(answer, way)))
         if assist.failed is None:
             log.debug("the link is too slow for pages of session %d", answer.id)
             return
-        totals.assists_failed += 1
-        log.warning("the prompt of session %d is read here: %s", answer.id, assist.failed)
+        self._totals.assists_failed += 1
+        log.warning("the text of session %d is read here: %s", answer.id, assist.failed)
         if assist.runs:
             # What came before is as good as ever.
             self._put(answer, assist)
@@ -205,9 +226,13 @@ class Assisting:
             # All of it has been read here meanwhile.
             assist.stage = Stage.OVER
             return
-        prompt = answer.generation.request.prompt
-        self.puts.append(Put(answer.id, slot, prompt, assist.shape, assist.encoding, runs))
+        tokens = tuple(answer.generation.tokens[: runs[-1].last])
+        self.puts.append(Put(answer.id, slot, tokens, assist.shape, assist.encoding, runs))
 
-    def _send(self, message: Kv | Credit) -> None:
-        if (link := self._link()) is not None:
+    def _stream(self, answer: Answer, way: _Way) -> int:
+        return way.stream or answer.generation.stream
+
+    def _send(self, way: _Way, message: Kv | Credit) -> None:
+        link = way.link or self._link()
+        if link is not None:
             link.send(message)

@@ -9,6 +9,7 @@ from typing import Any
 from ecd.control import Handler, Notify
 from ecd.edge.answer import Chunk
 from ecd.edge.answering import answering, arrivals
+from ecd.edge.handing import Handing
 from ecd.edge.pacing_stats import state
 from ecd.edge.results import check_result_fits, logprobs_entry, result_of
 from ecd.edge.run_args import PaceSettings, parse_run, request_of
@@ -25,6 +26,7 @@ class EdgeCalls:
     def __init__(
         self,
         service: EdgeService,
+        handing: Handing,
         tokenizer: Tokenizer,
         settings: PaceSettings,
         *,
@@ -32,6 +34,7 @@ class EdgeCalls:
         on_drained: Callable[[], None],
     ):
         self._service = service
+        self._handing = handing
         self._tokenizer = tokenizer
         self._settings = settings
         self._model_name = model_name
@@ -45,6 +48,7 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
+            "migrate": self.migrate,
             "drain": self.drain,
         }
 
@@ -118,6 +122,15 @@ class EdgeCalls:
             raise BadRequest("cancel needs the session's number as `id`")
         self._service.cancel(number)
         return {"cancelled": number}
+
+    async def migrate(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+        """Hands the session with number `id` over to the edge at `to`."""
+        match args:
+            case {"id": int() as number, "to": str() as to} if to and type(number) is int:
+                return await self._handing.migrate(number, to)
+        raise BadRequest(
+            "migrate needs the session's number as `id`, and `to`: a socket's path or HOST[:PORT]"
+        )
 
     async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""

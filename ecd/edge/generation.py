@@ -69,7 +69,8 @@ class Generation:
     _lessons: list[tuple[Guess, int, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tokens.extend(self.request.prompt)
+        self.tokens.extend(self.request.prompt + self.request.committed)
+        self.origins.extend(Origin.TARGET for _ in self.request.committed)
         self.lines = Lines(len(self.tokens), self.acceptance)
         self._max_ahead = UNSURE.ahead if self.request.ahead is None else self.request.ahead
         self.pace = self.request.fixed_pace or replace(self.request.first_pace, ahead=self._max_ahead)
@@ -296,8 +297,9 @@ class Generation:
         self, tasks: Sequence[DraftTask], results: Sequence[tuple[Guess, ...]], now: float
     ) -> list[Command]:
         """The drafter did the tasks that `next_tasks` gave; some guesses may have been overtaken."""
-        running, self._running = self._running or (), None
-        if self.slot is None or self.phase is Phase.FINISHED:
+        running, self._running = self._running, None
+        # Drafting may have stopped since, and begun anew.
+        if running is None or self.slot is None or self.phase is Phase.FINISHED:
             return []
         late = [
             self._take(line, task, guesses)

@@ -12,6 +12,7 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.combined_drafter import CombinedDrafter
 from ecd.edge.drafter import Drafter
+from ecd.edge.handing import Handing
 from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
@@ -19,6 +20,7 @@ from ecd.edge.pacing import Objective
 from ecd.edge.page_holder import PageHolder
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
+from ecd.edge.taking import Taking, handover
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.pages import Encoding
 from ecd.wire.connection import PAGES, Role
@@ -74,18 +76,22 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     link = link_settings(Role.EDGE, config, model, limits={})
-    if pages is not None and encoding is not None:
+    if pages is not None:
         link = replace(link, features=(*link.features, PAGES))
     uplink = Uplink(host, port, link, backoff, service.on_event)
     service.attach(uplink)
     settings = PaceSettings(
         Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
     )
-    calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
+    handing = Handing(service, link, insecure=config.insecure)
+    limits = {"max_streams": config.sessions, "max_context": config.context_tokens}
+    taking = Taking(service, replace(link, role=Role.CLOUD, limits=limits), settings)
+    calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
         background(service.draft_forever, service.tend_forever, uplink.keep),
         gateway(config, service, model, settings) as urls,
         control_socket(config.socket, calls.handlers()),
+        handover(config, taking),
     ):
         http = ", ".join(urls) or "none"
         log.info("ready: %s for %s, control on %s, HTTP %s", config.model, config.cloud, config.socket, http)

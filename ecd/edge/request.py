@@ -22,7 +22,8 @@ class Request:
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
     controller. Without `alternates` the draft's second choices are not followed.
     `logprobs`: how many of the most likely tokens to tell with each committed one, None for no logprobs.
-    `timeline`: keep what happens and when, for a reader that draws it.
+    `timeline`: keep what happens and when, for a reader that draws it. `committed`: tokens of the answer that
+    there are already, when it comes from another edge.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +38,7 @@ class Request:
     hint_tokens: int | None = None
     logprobs: int | None = None
     timeline: bool = False
+    committed: tuple[int, ...] = ()
 
     @property
     def first_pace(self) -> Pace:

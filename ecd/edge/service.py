@@ -27,10 +27,11 @@ from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
-from ecd.pages import Encoding
+from ecd.pages import Cells, Encoding
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
+from ecd.wire.link import Link
 from ecd.wire.messages import Credit, Finish, Kv, Reset, Tokens
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class EdgeService:
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
         self._takes_alternates = False
-        self._assisting = Assisting(pages, encoding, meter, lambda: self.uplink.link)
+        self.assisting = Assisting(pages, encoding, meter, self.totals, lambda: self.uplink.link)
 
     def attach(self, uplink: Uplink) -> None:
         """Gives the service its link; before anything is asked of it."""
@@ -104,7 +105,7 @@ class EdgeService:
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
             )
         request.sampling.check_vocabulary(self._n_vocab)
-        if not all(0 <= token < self._n_vocab for token in request.prompt):
+        if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
         if len(request.prompt) + request.max_tokens > room:
@@ -118,14 +119,17 @@ class EdgeService:
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
-        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        if request.draft and request.ahead != 0 and fits and self._free_slots:
+        if self._drafts(request) and self._free_slots:
             answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
         self._open(answer)
         self._draft_wanted.set()
         return answer
+
+    def _drafts(self, request: Request) -> bool:
+        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
+        return request.draft and request.ahead != 0 and fits
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
@@ -172,15 +176,15 @@ class EdgeService:
     async def draft_forever(self) -> None:
         """Drafts for every answer that may be drafted for; sleeps while none may."""
         while True:
-            while self._assisting.puts:
-                await self._put(self._assisting.puts.popleft())
+            while self.assisting.puts:
+                await self._put(self.assisting.puts.popleft())
             wanted = [
                 (answer, tasks)
                 for answer in list(self.answers.values())
-                if not self._assisting.holds_back(answer)
+                if not self.assisting.holds_back(answer)
                 and (tasks := answer.generation.next_tasks(self._drafter.branches))
             ]
-            if not wanted and not self._to_release and not self._assisting.puts:
+            if not wanted and not self._to_release and not self.assisting.puts:
                 self._draft_wanted.clear()
                 await self._draft_wanted.wait()
                 continue
@@ -191,12 +195,12 @@ class EdgeService:
 
     async def _put(self, job: Put) -> None:
         """Pages become cells; without them the drafter reads the prompt by itself."""
-        error = None
+        error: Exception | None = None
         try:
-            await self._loop.run_in_executor(self._thread, put, self._assisting.holder, job)
-        except EcdError as e:
+            await self._loop.run_in_executor(self._thread, put, self.assisting.holder, job)
+        except Exception as e:
             error = e
-        self._assisting.done(job, error, self.totals)
+        self.assisting.done(job, error)
 
     def _run_draft(
         self, release: list[int], tasks: list[DraftTask]
@@ -236,7 +240,7 @@ class EdgeService:
                 if answer.drafted_at is None and any(g.drafter == "model" for each in guesses for g in each):
                     answer.drafted_at = now
                 self._perform(answer, answer.generation.drafted(tasks, guesses, now))
-        self._assisting.read([answer for answer, _ in wanted if answer.id in self.answers], seconds)
+        self.assisting.read([answer for answer, _ in wanted if answer.id in self.answers], seconds)
 
     def _free(self, answer: Answer) -> None:
         slot = answer.generation.slot
@@ -244,7 +248,7 @@ class EdgeService:
             self._to_release.append(slot)
             self._free_slots.append(slot)
             answer.generation.slot = None
-            self._assisting.forget(answer)
+            self.assisting.forget(answer)
             self._draft_wanted.set()
 
     # -- link
@@ -269,8 +273,9 @@ class EdgeService:
             case Closed():
                 self._by_stream.clear()
                 for answer in self.answers.values():
-                    answer.generation.lost()
-                    answer.waiting_since = monotonic()
+                    if answer.link is None:
+                        answer.generation.lost()
+                        answer.waiting_since = monotonic()
 
     async def tend_forever(self) -> None:
         """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
@@ -305,14 +310,46 @@ class EdgeService:
                 now=monotonic(),
             )
             self._perform(answer, commands)
-            self._assisting.reopened(answer)
+            self.assisting.reopened(answer)
         except EcdError as e:
             self._end(answer, e)
 
     def _abandon(self, answer: Answer) -> None:
         """Tells the cloud that nobody wants the rest."""
-        if answer.generation.phase is Phase.STREAMING and self.uplink.link is not None:
-            self.uplink.link.send(Reset(answer.generation.stream, Code.CANCELLED, "cancelled by the user"))
+        link = answer.link or self.uplink.link
+        if answer.generation.phase is Phase.STREAMING and link is not None:
+            link.send(Reset(answer.generation.stream, Code.CANCELLED, "cancelled by the user"))
+
+    # -- answers that are handed over
+
+    async def take_cells(self, answer: Answer) -> Cells | None:
+        """The draft model's cells of the answer's text, as far as they hold it. Raises EngineError."""
+        holder, slot = self.assisting.holder, answer.generation.slot
+        if holder is None or slot is None:
+            return None
+        tokens = tuple(answer.generation.tokens)
+        return await self._loop.run_in_executor(self._thread, holder.take, slot, tokens)
+
+    def hand_over(self, answer: Answer, link: Link, stream: int) -> None:
+        """The answer is opened on a stream of another edge's; its cloud and the drafter are done with it."""
+        self._abandon(answer)
+        self._by_stream.pop(answer.generation.stream, None)
+        answer.generation.lost()
+        self._free(answer)
+        answer.generation.stop_drafting()
+        answer.link = link
+        now = monotonic()
+        self._perform(answer, answer.generation.open(stream, 0, alternates=False, conditions=None, now=now))
+
+    def take_back(self, answer: Answer) -> None:
+        """The other edge does not go on with it: the answer is opened at the cloud again."""
+        answer.link = None
+        answer.waiting_since = monotonic()
+        answer.generation.lost()
+        if self._drafts(answer.generation.request) and self._free_slots:
+            answer.generation.slot = self._free_slots.pop()
+        self._open(answer)
+        self._draft_wanted.set()
 
     def _on_message(self, event: Received) -> None:
         message = event.message
@@ -322,24 +359,7 @@ class EdgeService:
         answer.wire_down += event.size
         match message:
             case Tokens():
-                try:
-                    told = (token for each in message.logprobs or () for token, _ in each.top)
-                    largest = max(itertools.chain(message.ids, told), default=0)
-                    if largest >= self._n_vocab:
-                        raise ProtocolError(f"token id {largest} is not in the vocabulary of {self._n_vocab}")
-                    self._measure(answer, message)
-                    now = monotonic()
-                    if answer.timeline is not None:
-                        guesses = answer.generation.lines.main.guesses
-                        answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
-                    self._perform(answer, answer.generation.receive(message, now))
-                    self._steer_soon(answer)
-                    self._assisting.check(answer, self.totals)
-                except ProtocolError as e:
-                    log.error("the cloud broke the protocol: %s", e)
-                    if self.uplink.link is not None:
-                        self.uplink.link.close(e.code, str(e))
-                self._draft_wanted.set()
+                self.on_tokens(answer, message)
             case Reset():
                 del self._by_stream[message.stream]
                 reason = readable(message.message)
@@ -356,10 +376,36 @@ class EdgeService:
                     case other:
                         assert_never(other)
             case Kv() | Credit():
-                self._assisting.received(answer, message, self.totals)
-                self._draft_wanted.set()
+                self.on_pages(answer, message)
             case _:
                 log.debug("ignored %s", type(message).__name__)
+
+    def on_tokens(self, answer: Answer, message: Tokens) -> None:
+        """Committed tokens of the answer, from the cloud or from the edge that it was handed over to."""
+        try:
+            told = (token for each in message.logprobs or () for token, _ in each.top)
+            largest = max(itertools.chain(message.ids, told), default=0)
+            if largest >= self._n_vocab:
+                raise ProtocolError(f"token id {largest} is not in the vocabulary of {self._n_vocab}")
+            if answer.link is None:
+                self._measure(answer, message)
+            now = monotonic()
+            if answer.timeline is not None:
+                guesses = answer.generation.lines.main.guesses
+                answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
+            self._perform(answer, answer.generation.receive(message, now))
+            self._steer_soon(answer)
+            self.assisting.check(answer)
+        except ProtocolError as e:
+            log.error("the other end broke the protocol: %s", e)
+            if (link := answer.link or self.uplink.link) is not None:
+                link.close(e.code, str(e))
+        self._draft_wanted.set()
+
+    def on_pages(self, answer: Answer, message: Kv | Credit) -> None:
+        """A frame about pages of the answer's text, from the cloud or from the edge that it came from."""
+        self.assisting.received(answer, message)
+        self._draft_wanted.set()
 
     def _steer_soon(self, answer: Answer) -> None:
         if not self._to_steer:
@@ -376,7 +422,7 @@ class EdgeService:
 
     def _measure(self, answer: Answer, message: Tokens) -> None:
         # The first step has read a piece of the prompt.
-        if answer.generation.origins:
+        if len(answer.generation.origins) > len(answer.generation.request.committed):
             self.meter.stepped(message.step_us / 1e6, message.verified)
         link = self.uplink.link
         if link is not None:
@@ -417,9 +463,9 @@ class EdgeService:
         )
 
     def _send(self, answer: Answer, message: Any) -> None:
-        if self.uplink.link is not None:
-            answer.wire_up += self.uplink.link.send(message)
-            rtt_s = self.uplink.link.connection.rtt.smoothed_s
+        if (link := answer.link or self.uplink.link) is not None:
+            answer.wire_up += link.send(message)
+            rtt_s = link.connection.rtt.smoothed_s
             answer.rtt_ms = None if rtt_s is None else rtt_s * 1000
 
     def _emit(self, answer: Answer, emit: Emit) -> None:
@@ -438,12 +484,15 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        self._by_stream.pop(answer.generation.stream, None)
+        if answer.link is None:
+            self._by_stream.pop(answer.generation.stream, None)
+        else:
+            answer.link.abort()
         self._free(answer)
         answer.generation.phase = Phase.FINISHED
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
-        self.totals.committed += len(answer.generation.origins)
+        self.totals.committed += len(answer.generation.origins) - len(answer.generation.request.committed)
         self.totals.drafted += tally.drafted
         self.totals.verified += tally.verified
         self.totals.accepted += tally.accepted

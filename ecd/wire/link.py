@@ -117,7 +117,9 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
-        self.peername = "{}:{}".format(*transport.get_extra_info("peername", ("?", "?"))[:2])
+        peer = transport.get_extra_info("peername")
+        # At a Unix socket nobody has a name.
+        self.peername = "{}:{}".format(*peer[:2]) if isinstance(peer, tuple) else "a Unix socket"
         set_tcp_options(transport.get_extra_info("socket"), self.connection.settings.silence_s)
         self._after([])
 

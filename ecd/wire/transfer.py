@@ -81,12 +81,15 @@ class Wanted:
         return Kv(stream, KvOp.DROP, self.model, self.next, self.next, 0, 0, "", 0, b"")
 
     def receive(self, message: Kv, now: float) -> Run | None:
-        """A frame of the other end's; a run when it was the last of one.
+        """A frame of the other end's; a run when it was the last of one. A DROP ends it with what has come.
 
         Raises PageError for whatever does not follow: there will be no more, and nothing of it is kept.
         """
         if message.op is KvOp.DROP:
-            raise PageError("the other end has no such pages, or no time to make them")
+            if not self.next:
+                raise PageError("the other end has no such pages, or no time to make them")
+            self.last, self._part = self.next, None
+            return None
         self._check(message)
         fresh, self._asked = self._asked, False
         part = self._part

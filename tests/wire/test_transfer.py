@@ -92,6 +92,16 @@ def test_the_window_grows_with_what_is_taken_and_never_beyond_its_bound() -> Non
     assert windows[-1] == MOST_WINDOW_BYTES
 
 
+def test_a_drop_ends_it_with_what_has_come() -> None:
+    wanted = a_want()
+    sending = opened(wanted)
+    for frame in sending.due()[:5]:
+        wanted.receive(frame, 0.0)
+    assert wanted.receive(sending.give_up(), 0.0) is None
+    assert wanted.complete
+    assert wanted.last == RUNS[1].last
+
+
 def test_credit_that_is_given_away_does_not_pile_up() -> None:
     greedy = Sending(replace(a_want().ask(1), chunks=(1 << 32) - 1))
     greedy.add(Run(0, RUN, bytes(2 * MOST_WINDOW_BYTES)))
