@@ -2,7 +2,7 @@
 
 Pure. Owns shape, header, the two encodings, compression and what is refused. Knows no engine and no frames.
 Cells are float16[positions, width]: for each layer its keys and then its values, as attention uses them.
-docs/PROTOCOL.md, section 11, has the bytes.
+docs/PROTOCOL.md, section 9.1, has the bytes.
 """
 
 import struct

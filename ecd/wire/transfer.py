@@ -2,7 +2,7 @@
 
 Pure state machines of the KV frames of one stream, for either role. They own order, chunks, checksums, credit
 and going on after a lost connection. They know nothing of what pages hold, and no sockets; time is passed in,
-in seconds. docs/PROTOCOL.md, section 11, says the same in prose.
+in seconds. docs/PROTOCOL.md, section 9.1, says the same in prose.
 """
 
 import zlib

@@ -2,21 +2,26 @@
 
 import json
 import re
+import struct
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.control import MAX_CALLS, ControlType
 from ecd.edge.calls import EdgeCalls
+from ecd.edge.handing import PORT
 from ecd.edge.results import TOKEN_BYTES, TOP_BYTES
 from ecd.edge.run_args import RunArgs
+from ecd.engine.llama import SAMPLE_BYTES, SAMPLES
 from ecd.errors import Code
 from ecd.logprobs import LOWEST, MAX_TOP, TokenLogprobs
+from ecd.pages import Encoding, Shape, pack
 from ecd.sampling import MAX_Q_TOKENS, Noise, Sampling, uniforms
 from ecd.wire import messages
 from ecd.wire.connection import (
@@ -28,6 +33,7 @@ from ecd.wire.connection import (
     MAX_UNANSWERED_PINGS,
     MINOR,
     ON_STREAM_ZERO,
+    PAGES,
     PRIORITY,
     Closed,
     Priority,
@@ -36,6 +42,7 @@ from ecd.wire.fingerprint import PROBES
 from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, decode_body, encode_frame
 from ecd.wire.link import MAX_QUEUED_BYTES
 from ecd.wire.messages import BY_TYPE, FIELDS, Finish, KvOp, Message, Origin, from_fields, to_fields
+from ecd.wire.transfer import CHUNK_BYTES, FIRST_WINDOW_BYTES, MAX_RUN_TOKENS, MOST_WINDOW_BYTES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
 PROSE = " ".join(TEXT.split())
@@ -198,6 +205,13 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert TEXT.startswith(f"# The ecd protocol, version {MAJOR}.{MINOR}\n")
     for feature in FEATURES:
         assert f"`{feature}` (DRAFT.{feature})" in PROSE
+    assert f"and `{PAGES}` (section 9.1)" in PROSE
+    assert f"runs of at most {MAX_RUN_TOKENS} positions" in PROSE
+    assert f"chunks of exactly {CHUNK_BYTES} bytes" in PROSE
+    assert f"gives {FIRST_WINDOW_BYTES} first" in PROSE
+    assert PROSE.count(f"{MOST_WINDOW_BYTES} bytes of credit") == 1
+    assert f"HOST[:PORT] where it takes answers over (port {PORT})" in PROSE
+    assert f"{SAMPLES} samples of {SAMPLE_BYTES} bytes" in PROSE
 
 
 def test_probe_texts_are_the_fingerprint_s() -> None:
@@ -239,3 +253,33 @@ class TestGoldenFrames:
                     assert present == {True, False}, (kind, field.name)
                 if "ids" in codec.name:
                     assert {width for width, m, _ in GOLDEN if type(m) is kind} == {2, 3}, kind
+
+
+class TestPages:
+    def test_ops_are_those_of_the_code(self) -> None:
+        rows = table("op", "`first` `last`", "`model` `encoding`", "`chunk` `chunks`", "`checksum` `payload`")
+        assert {row[0] for row in rows} == {op.name for op in KvOp}
+
+    def test_a_header_is_what_the_table_says(self) -> None:
+        sizes = [row[0] for row in table("bytes", "header")]
+        assert sizes == ["4", "16", "2, 2", "4, 4", "16", "4, 4 for each layer"]
+        shape = Shape(b"m" * 16, 3, ((192, 64), (192, 32)))
+        expected = struct.pack(
+            ">4s16sHHII16sIIII", b"ECDK", b"q8_0+zstd", 2, 3, 256, 512, b"m" * 16, 192, 64, 192, 32
+        )
+        assert shape.header(Encoding.Q8_0, 256, 512) == expected
+
+    def test_content_is_what_the_text_says(self) -> None:
+        shape = Shape(b"m" * 16, 1, ((32, 32),))
+        cells = np.arange(-64, 64, dtype=np.float16).reshape(2, 64)
+        header = len(shape.header(Encoding.F16, 0, 2))
+        plain = zstandard.decompress(pack(shape, Encoding.F16, 0, cells))[header:]
+        numbers = [struct.unpack("<e", bytes([plain[i], plain[128 + i]]))[0] for i in range(128)]
+        assert numbers == cells.ravel().tolist()
+        packed = zstandard.decompress(pack(shape, Encoding.Q8_0, 0, cells))[header:]
+        scales = struct.unpack("<4e", packed[:8])
+        for block, scale in enumerate(scales):
+            numbers = cells.ravel()[32 * block : 32 * block + 32]
+            assert scale == pytest.approx(np.abs(numbers).max() / 127, rel=1e-3)
+            signed = struct.unpack("32b", packed[8 + 32 * block : 40 + 32 * block])
+            assert [scale * n for n in signed] == pytest.approx(numbers.tolist(), abs=scale)
