@@ -82,7 +82,8 @@ def pack(shape: Shape, encoding: Encoding, first: int, cells: Cells) -> bytes:
         case Encoding.Q8_0:
             body = _quantised(cells)
     content = shape.header(encoding, first, first + len(cells)) + body
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
+    data: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
+    return data
 
 
 def unpack(shape: Shape, encoding: Encoding, first: int, last: int, data: bytes) -> Cells:

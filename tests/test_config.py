@@ -70,7 +70,7 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, cloud"),
+        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, assist, cloud"),
         ("model: m\nkeepalive:\n  ping_interval: 3\n", "keepalive.ping_interval is no setting"),
         ("model: m\nreconnect: {first_ms: 3}\n", "reconnect.first_ms is no setting"),
         ("model: m\nlink_wait_s: 5s\n", "link_wait_s: Input should be a valid number"),

@@ -197,6 +197,7 @@ class EdgeService:
         """Pages become cells; without them the drafter reads the prompt by itself."""
         error: Exception | None = None
         try:
+            assert self.assisting.holder is not None
             await self._loop.run_in_executor(self._thread, put, self.assisting.holder, job)
         except Exception as e:
             error = e

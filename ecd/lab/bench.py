@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ecd.lab.assist import assist
 from ecd.lab.capacity import capacity
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.options import (
@@ -54,6 +55,7 @@ bench.add_command(overhead)
 bench.add_command(capacity)
 bench.add_command(peers)
 bench.add_command(serving)
+bench.add_command(assist)
 
 
 def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple[Mode, ...]:

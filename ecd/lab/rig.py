@@ -59,9 +59,18 @@ def running_rig(folder: Path, daemons: Daemons, campaign: Campaign) -> Iterator[
 
 @contextlib.contextmanager
 def running_links(upstream: tuple[str, int], campaign: Campaign) -> Iterator[list[str]]:
-    """Relays in a thread while the context lasts; their addresses."""
+    """Relays in a thread while the context lasts, one for each round-trip time; their addresses."""
     jitter_s = campaign.jitter_ms / 1000
     conditions = [Conditions(rtt_ms / 2000, jitter_s) for rtt_ms in campaign.rtts_ms]
+    with relaying(upstream, conditions, seed=campaign.seed, stalls=campaign.stalls) as addresses:
+        yield addresses
+
+
+@contextlib.contextmanager
+def relaying(
+    upstream: tuple[str, int], conditions: Sequence[Conditions], *, seed: int = 0, stalls: bool = False
+) -> Iterator[list[str]]:
+    """Relays in a thread while the context lasts, one for each of the conditions; their addresses."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="links", daemon=True)
     thread.start()
@@ -69,10 +78,10 @@ def running_links(upstream: tuple[str, int], campaign: Campaign) -> Iterator[lis
 
     async def open_links() -> list[str]:
         links = [
-            await stack.enter_async_context(EmulatedLink(*upstream, each, seed=campaign.seed + number))
+            await stack.enter_async_context(EmulatedLink(*upstream, each, seed=seed + number))
             for number, each in enumerate(conditions)
         ]
-        if campaign.stalls:
+        if stalls:
             task = asyncio.create_task(_stall_forever(links))
             stack.callback(task.cancel)
         return [f"{link.host}:{link.port}" for link in links]

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ecd.errors import DaemonError
 READY_S = 600.0
 STOP_S = 20.0
 POLL_S = 0.02
+# Of a slowed daemon; short beside what it is asked to do.
+SLICE_S = 0.02
 # Before a trace's path or name: it is replayed in place of a model.
 REPLAY = "replay:"
 
@@ -130,6 +133,27 @@ def _running(daemon: DaemonProcess, ready: Callable[[dict[str, Any]], bool]) -> 
         yield
     finally:
         daemon.stop()
+
+
+@contextlib.contextmanager
+def slowed(daemon: DaemonProcess, share: float) -> Iterator[None]:
+    """The daemon runs for this share of the time only while the context lasts, a slice at a time."""
+    over = threading.Event()
+
+    def slice_forever() -> None:
+        assert daemon.process is not None
+        while not over.wait(SLICE_S * share):
+            daemon.process.send_signal(signal.SIGSTOP)
+            over.wait(SLICE_S * (1 - share))
+            daemon.process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=slice_forever, name="slowed")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def address_of(cloud: DaemonProcess) -> str:
