@@ -38,6 +38,9 @@ class FailingVerifier:
     def forget(self, key: int) -> None:
         self._inner.forget(key)
 
+    def settle(self) -> bool:
+        return self._inner.settle()
+
     def stats(self) -> dict[str, int | float]:
         return self._inner.stats()
 

@@ -9,15 +9,16 @@ import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.prefixes import Prefixes
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
+from ecd.errors import Code, EcdError, EngineError, EngineLost
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -34,6 +35,9 @@ from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, To
 log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
+
+# So long must nobody have wanted anything before idle time is used: who comes then waits for a chunk.
+IDLE_S = 0.25
 
 
 @dataclass(slots=True)
@@ -78,6 +82,8 @@ class CloudService:
         self._by_address: dict[Address, int] = {}
         self._by_key: dict[int, Address] = {}
         self._to_forget: list[int] = []
+        self._prefixes = Prefixes()
+        self._settled = True
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._draining = False
@@ -104,7 +110,10 @@ class CloudService:
                 await self._step(work)
             else:
                 self._busy_until = None
-                await self._wait(self._batcher.next_timer())
+                idle = not (self._settled or self._batcher.running)
+                await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
+                while idle and not (self._settled or self._changed.is_set()):
+                    self._settled = not await self._loop.run_in_executor(self._engine, self._verifier.settle)
 
     async def drain(self) -> None:
         """Takes no new sessions; returns when the last one has ended."""
@@ -254,6 +263,7 @@ class CloudService:
                         step_us,
                         outcome.finish,
                         outcome.logprobs,
+                        outcome.cached,
                     )
                 )
                 if outcome.finish is not Finish.NONE:
@@ -265,8 +275,12 @@ class CloudService:
     def _forget(self, key: int) -> None:
         address = self._by_key.pop(key)
         del self._by_address[address]
+        session = self._batcher.get(key)
+        if session is not None:
+            self._prefixes.remember(session.tokens)
         if self._batcher.remove(key):
             self._to_forget.append(key)
+            self._settled = False
         self._changed.set()
         if not self._by_key:
             self._idle.set()
@@ -314,15 +328,17 @@ class CloudService:
 
     def _open(self, link: Link, message: Open) -> None:
         try:
-            if message.prefix_len:
-                raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
-            self._batcher.check_fits(len(message.prompt), message.max_tokens)
+            self._batcher.check_fits(message.prefix_len + len(message.prompt), message.max_tokens)
+            if message.prefix_len and message.prompt:
+                prefix = self._prefixes.resolve(message.prefix_hash, message.prefix_len)
+                message = replace(message, prompt=(*prefix, *message.prompt))
             session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
             key = next(self._keys)
             self._batcher.add(key, session)
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))
             return
+        self._prefixes.remember(message.prompt)
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)
         self._changed.set()

@@ -36,6 +36,7 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
         slots=config.sessions,
         context_tokens=config.context_tokens,
         threads=config.threads,
+        kv_cache=config.kv_cache,
     )
     return model, drafter
 
@@ -69,7 +70,11 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
     service.attach(uplink)
     settings = PaceSettings(
-        Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
+        Objective(config.objective),
+        config.ahead_tokens,
+        config.patience_ms,
+        config.hint_tokens,
+        kv_cache=config.kv_cache is not None,
     )
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (

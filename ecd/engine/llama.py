@@ -5,6 +5,7 @@ A context is used from one thread at a time; the vocabulary may be read from any
 """
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ llama_cpp.llama_backend_init()
 # weights then dies of SIGILL. Which compiler built the library cannot be asked, so an AMX build does without
 # its special buffers.
 BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+
+# Of a model file, so many pieces of so many bytes stand for all of it: gigabytes take seconds to read.
+SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
 
 class LlamaModel:
@@ -139,6 +143,7 @@ class LlamaContext:
         params.no_perf = True
         self.n_batch = n_batch
         self._exact = exact
+        self._layout = (exact, n_seq)
         self._model = model
         self._n_vocab = model.n_vocab
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -208,7 +213,52 @@ class LlamaContext:
         self.truncate(sequence, 0)
         llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
+    def holds(self, sequence: int, length: int) -> bool:
+        """Whether all of the sequence's first `length` positions are in its cells.
+
+        Models that look at a window of the text only have lost those before it.
+        """
+        first = llama_cpp.llama_memory_seq_pos_min(self._memory, sequence)
+        return bool(first == 0 and llama_cpp.llama_memory_seq_pos_max(self._memory, sequence) >= length - 1)
+
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of the sequence's cells. Raises EngineError."""
+        size = llama_cpp.llama_state_seq_get_size(self._handle, sequence)
+        state = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._handle, _pointer(state), size, sequence)
+        if written != size:
+            raise EngineError(f"llama.cpp wrote {written} bytes of a sequence's state instead of {size}")
+        return state
+
+    def load(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """The sequence holds what was saved and nothing else; False, and it is empty, when it does not fit."""
+        self.truncate(sequence, 0)
+        read = llama_cpp.llama_state_seq_set_data(self._handle, _pointer(state), state.nbytes, sequence)
+        if read != state.nbytes:
+            self.truncate(sequence, 0)
+            return False
+        return True
+
+    def fingerprint(self) -> bytes:
+        """What must be the same where a saved state is loaded: model, llama.cpp, the layout of cells."""
+        digest = hashlib.blake2b(
+            repr((llama_cpp.__version__, llama_cpp.LLAMA_STATE_SEQ_VERSION, self._layout)).encode(),
+            digest_size=16,
+        )
+        digest.update(llama_cpp.llama_print_system_info())
+        size = self._model.path.stat().st_size
+        digest.update(size.to_bytes(8, "big"))
+        with self._model.path.open("rb") as file:
+            for sample in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+        return digest.digest()
+
     def close(self) -> None:
         """Frees the KV cache; the context must not be used afterwards."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._handle)
+
+
+def _pointer(state: NDArray[np.uint8]) -> "ctypes._Pointer[ctypes.c_uint8]":
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

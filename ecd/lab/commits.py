@@ -36,6 +36,10 @@ class NotingVerifier:
         """The other's."""
         self._inner.forget(key)
 
+    def settle(self) -> bool:
+        """The other's."""
+        return self._inner.settle()
+
     def stats(self) -> dict[str, int | float]:
         """The other's."""
         return self._inner.stats()

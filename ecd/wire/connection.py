@@ -37,7 +37,7 @@ from ecd.wire.messages import (
 )
 
 MAJOR, MINOR = 1, 0
-FEATURES = ("q", "alternates")
+FEATURES = ("q", "alternates", "prefix")
 HANDSHAKE_FRAME_BYTES = 64 << 10
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16

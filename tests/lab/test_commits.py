@@ -25,6 +25,9 @@ class Engine:
     def forget(self, key: int) -> None:
         self.forgotten.append(key)
 
+    def settle(self) -> bool:
+        return False
+
     def stats(self) -> dict[str, int | float]:
         return {"kv_use": 0.5}
 

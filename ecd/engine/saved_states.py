@@ -1,0 +1,70 @@
+"""States of sequences that had to leave the engine's cells: some in memory, more on a disk.
+
+Owns which goes where. Called from the engine's thread; files are written by a thread of their own, since
+compressing takes longer than a step.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ecd.config import KvCache
+from ecd.engine.prefix_cache import PrefixCache, Saved, State, Text, Wanted
+from ecd.engine.state_files import StateFiles
+
+# States that may wait to be written; each is as large as the cells of a long text.
+MAX_WAITING = 2
+
+
+class SavedStates:
+    """What `settings` allow to keep. `fingerprint`: of model and engine; it is asked for only with a disk.
+
+    Raises ConfigError when the disk's folder cannot be made.
+    """
+
+    def __init__(self, settings: KvCache, fingerprint: Callable[[], bytes]):
+        disk = settings.disk
+        self._memory = PrefixCache(settings.max_bytes)
+        self._files = None if disk is None else StateFiles(disk.path, disk.max_bytes, fingerprint())
+        self._writer = ThreadPoolExecutor(1, "kv-writer")
+        self._writes: list[Future[None]] = []
+
+    @property
+    def survives(self) -> bool:
+        """Whether anything is left after a restart."""
+        return self._files is not None
+
+    def find(self, wanted: Wanted, more_than: int) -> tuple[int, Saved] | None:
+        """What serves clearly more of it than `more_than` tokens, and how many; from the disk only where that
+        is clearly more again.
+        """
+        found = self._memory.find(wanted, more_than)
+        if self._files is None:
+            return found
+        return self._files.find(wanted, found[0] if found else more_than) or found
+
+    def put(self, text: Text, save: Callable[[], State]) -> None:
+        """Keeps a text's state, which is asked for only where it is not held yet."""
+        if not (self._memory.max_bytes or self._files) or self._memory.covers(text):
+            return
+        for gone in self._memory.put(Saved(text, save())):
+            self._write_later(gone)
+
+    def close(self) -> None:
+        """Writes what is left in memory to the disk, if there is one; takes as long as that takes."""
+        self._writer.shutdown()
+        if self._files is not None:
+            for saved in self._memory:
+                self._files.write(saved)
+
+    def stats(self) -> dict[str, int]:
+        """What both hold: `saved_texts` and `saved_bytes` in memory, `disk_texts` and `disk_bytes`."""
+        told = {"saved_texts": len(self._memory), "saved_bytes": self._memory.size_bytes}
+        if self._files is not None:
+            told |= {"disk_texts": len(self._files), "disk_bytes": self._files.size_bytes}
+        return told
+
+    def _write_later(self, saved: Saved) -> None:
+        """It is only a cache: where writing is too slow, what comes too fast is lost."""
+        self._writes = [write for write in self._writes if not write.done()]
+        if self._files is not None and len(self._writes) < MAX_WAITING:
+            self._writes.append(self._writer.submit(self._files.write, saved))

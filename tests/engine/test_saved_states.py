@@ -1,0 +1,91 @@
+"""States in memory and on a disk as one."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ecd.config import KvCache, KvDisk
+from ecd.engine.prefix_cache import State, Text, Wanted
+from ecd.engine.saved_states import SavedStates
+
+
+class Engine:
+    """Hands out states and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def save(self) -> State:
+        self.asked += 1
+        return np.full(1000, self.asked, np.uint8)
+
+
+def text(first: int, length: int = 100) -> Text:
+    return Text(np.arange(first, first + length, dtype=np.int32), 0, length)
+
+
+def wanted(first: int, length: int = 300) -> Wanted:
+    return Wanted(np.arange(first, first + length, dtype=np.int32), length, 1)
+
+
+def states(folder: Path | None = None, max_bytes: int = 10_000) -> SavedStates:
+    disk = None if folder is None else KvDisk(path=folder)
+    return SavedStates(KvCache(max_bytes=max_bytes, disk=disk), lambda: b"model")
+
+
+def test_a_state_is_asked_for_once() -> None:
+    kept, engine = states(), Engine()
+    for _ in range(2):
+        kept.put(text(0), engine.save)
+    kept.put(text(0, 80), engine.save)
+    assert engine.asked == 1
+    assert kept.stats() == {"saved_texts": 1, "saved_bytes": 1400}
+
+
+def test_without_room_it_is_not_asked_for_at_all() -> None:
+    kept, engine = states(max_bytes=0), Engine()
+    kept.put(text(0), engine.save)
+    assert engine.asked == 0
+    assert kept.find(wanted(0), 0) is None
+    assert not kept.survives
+
+
+def test_the_fingerprint_is_asked_for_only_with_a_disk() -> None:
+    def costly() -> bytes:
+        raise AssertionError
+
+    SavedStates(KvCache(), costly).close()
+
+
+def test_what_memory_has_no_room_for_goes_to_the_disk(tmp_path: Path) -> None:
+    kept, engine = states(tmp_path, max_bytes=1500), Engine()
+    kept.put(text(0), engine.save)
+    kept.put(text(1000), engine.save)
+    kept.close()
+    again = states(tmp_path)
+    assert again.survives
+    for first, state in ((0, 1), (1000, 2)):
+        found = again.find(wanted(first), 0)
+        assert found is not None
+        assert found[0] == 100
+        assert set(found[1].state) == {state}
+    told = again.stats()
+    assert (told["saved_texts"], told["disk_texts"]) == (0, 2)
+    assert 0 < told["disk_bytes"] < 4000
+
+
+def test_the_disk_is_read_only_for_clearly_more(tmp_path: Path) -> None:
+    first, engine = states(tmp_path), Engine()
+    first.put(text(0, 150), engine.save)
+    first.close()
+    kept = states(tmp_path)
+    kept.put(text(0, 100), engine.save)
+    found = kept.find(wanted(0), 0)
+    assert found is not None
+    assert found[0] == 100
+    assert kept.find(wanted(0), 30) is not None
+    longer = states(tmp_path)
+    longer.put(text(0, 80), engine.save)
+    found = longer.find(wanted(0), 0)
+    assert found is not None
+    assert found[0] == 150
