@@ -231,7 +231,7 @@ class LlamaContext:
         return state
 
     def load(self, sequence: int, state: NDArray[np.uint8]) -> bool:
-        """The sequence holds what was saved and nothing else; False, and it is empty, when it does not fit."""
+        """The sequence holds what was saved and nothing else; False, and nothing at all, if that fails."""
         self.truncate(sequence, 0)
         read = llama_cpp.llama_state_seq_set_data(self._handle, _pointer(state), state.nbytes, sequence)
         if read != state.nbytes:

@@ -1,4 +1,4 @@
-"""What the cloud remembers of prompts: whole blocks by their hash, the newest ones, and never a wrong token."""
+"""What the cloud remembers of prompts: whole blocks by their hash, the newest, and never a wrong token."""
 
 import random
 
