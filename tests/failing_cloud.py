@@ -38,8 +38,8 @@ class FailingVerifier:
     def forget(self, key: int) -> None:
         self._inner.forget(key)
 
-    def settle(self) -> bool:
-        return self._inner.settle()
+    def prepare(self) -> bool:
+        return self._inner.prepare()
 
     def stats(self) -> dict[str, int | float]:
         return self._inner.stats()

@@ -65,7 +65,7 @@ class _Counts:
     cached_tokens: int = 0
     prefill_tokens: int = 0
     hits: int = 0
-    settled_tokens: int = 0
+    prepared_tokens: int = 0
 
 
 class Places:
@@ -114,7 +114,7 @@ class Places:
             text = EMPTY
         self._free[place.number] = _Free(text)
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """Evaluates one more chunk of a text that is over as a prompt's; False when none has one left.
 
         The cells of an answer were computed in pieces as it came, which a prompt with that answer in it must
@@ -135,7 +135,7 @@ class Places:
                 self._free[number] = _Free()
             else:
                 self._free[number] = _Free(Text(tokens, 0, end), rest[PROMPT_CHUNK_TOKENS:])
-                self._counts.settled_tokens += PROMPT_CHUNK_TOKENS
+                self._counts.prepared_tokens += PROMPT_CHUNK_TOKENS
             return True
         return False
 
@@ -148,7 +148,7 @@ class Places:
             "cached_tokens": counts.cached_tokens,
             "prefill_tokens": counts.prefill_tokens,
             "hits": counts.hits,
-            "settled_tokens": counts.settled_tokens,
+            "prepared_tokens": counts.prepared_tokens,
             **({} if self._saved is None else self._saved.stats()),
         }
 

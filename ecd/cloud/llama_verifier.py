@@ -63,9 +63,9 @@ class LlamaVerifier:
         """Frees the session's sequence."""
         self._places.end(key)
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """Reads a chunk of an answer that is over as part of a prompt, which it will be in the next turn."""
-        return self._places.settle()
+        return self._places.prepare()
 
     def stats(self) -> dict[str, int | float]:
         """KV cells that sessions use, all there are, and what was found of texts that are over."""

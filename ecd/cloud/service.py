@@ -30,7 +30,7 @@ from ecd.wire.connection import (
     readable,
 )
 from ecd.wire.link import Link
-from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, Tokens
+from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class CloudService:
         self._by_key: dict[int, Address] = {}
         self._to_forget: list[int] = []
         self._prefixes = Prefixes()
-        self._settled = True
+        self._prepared = True
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._draining = False
@@ -103,17 +103,25 @@ class CloudService:
         return link
 
     async def step_forever(self) -> None:
-        """Runs a step whenever a session may go on; sleeps while none may."""
+        """Runs a step whenever a session may go on; sleeps while none may.
+
+        The next step begins before the edges are told what the last one brought: the engine is what is dear.
+        """
+        untold: list[tuple[Link, Message]] = []
         while True:
             work = self._batcher.plan(monotonic())
-            if work or self._to_forget:
-                await self._step(work)
-            else:
+            if not work and not self._to_forget:
                 self._busy_until = None
-                idle = not (self._settled or self._batcher.running)
-                await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
-                while idle and not (self._settled or self._changed.is_set()):
-                    self._settled = not await self._loop.run_in_executor(self._engine, self._verifier.settle)
+                self._tell(untold)
+                untold = []
+                await self._rest()
+                continue
+            forget, self._to_forget = self._to_forget, []
+            step = self._loop.run_in_executor(self._engine, self._run_step, forget, work)
+            self._tell(untold)
+            result, start, end = await step
+            untold = self._settle(result, start, end) if work else []
+            self._busy_until = end if work else None
 
     async def drain(self) -> None:
         """Takes no new sessions; returns when the last one has ended."""
@@ -210,19 +218,22 @@ class CloudService:
 
     # -- engine
 
-    async def _step(self, work: list[Work]) -> None:
-        forget, self._to_forget = self._to_forget, []
-        result, start, end = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
-        if not work:
-            self._busy_until = None
-            return
+    def _settle(self, result: StepResult, start: float, end: float) -> list[tuple[Link, Message]]:
+        """Takes in what came of a step from `start` to `end`, in seconds; what to say of it, to whom."""
         if self._busy_until is not None:
             self._gaps.add(start - self._busy_until)
-        self._busy_until = end
-        step_s = end - start
         self._engine_restarts += any(isinstance(error, EngineLost) for error in result.failed.values())
-        for key, outcome in self._batcher.apply(result, step_s, monotonic()):
-            self._report(key, outcome, step_s)
+        said = []
+        for key, outcome in self._batcher.apply(result, end - start, monotonic()):
+            link, stream = self._by_key[key]
+            said.append((link, _message_of(stream, outcome, end - start)))
+            if isinstance(outcome, EcdError) or outcome.finish is not Finish.NONE:
+                self._forget(key)
+        return said
+
+    def _tell(self, said: list[tuple[Link, Message]]) -> None:
+        for link, message in said:
+            link.send(message)
 
     def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float, float]:
         """In the engine thread: what came of it, its start and its end, in seconds.
@@ -240,6 +251,13 @@ class CloudService:
             result = StepResult(failed={item.key: error for item in work})
         return result, start, perf_counter()
 
+    async def _rest(self) -> None:
+        """Until a session may go on; idle time that lasts is used to prepare for later ones."""
+        idle = not (self._prepared or self._batcher.running)
+        await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
+        while idle and not (self._prepared or self._changed.is_set()):
+            self._prepared = not await self._loop.run_in_executor(self._engine, self._verifier.prepare)
+
     async def _wait(self, until: float | None) -> None:
         self._changed.clear()
         try:
@@ -248,39 +266,16 @@ class CloudService:
         except TimeoutError:
             pass
 
-    def _report(self, key: int, outcome: Committed | EcdError, step_s: float) -> None:
-        link, stream = self._by_key[key]
-        match outcome:
-            case Committed():
-                step_us = min(int(step_s * 1e6), (1 << 32) - 1)
-                link.send(
-                    Tokens(
-                        stream,
-                        outcome.base,
-                        outcome.ids,
-                        outcome.accepted,
-                        outcome.verified,
-                        step_us,
-                        outcome.finish,
-                        outcome.logprobs,
-                        outcome.cached,
-                    )
-                )
-                if outcome.finish is not Finish.NONE:
-                    self._forget(key)
-            case EcdError():
-                link.send(Reset(stream, outcome.code, str(outcome)))
-                self._forget(key)
-
     def _forget(self, key: int) -> None:
         address = self._by_key.pop(key)
         del self._by_address[address]
         session = self._batcher.get(key)
         if session is not None:
-            self._prefixes.remember(session.tokens)
+            # Not at once: the next step is not to wait for it.
+            self._loop.call_soon(self._prefixes.remember, session.tokens)
         if self._batcher.remove(key):
             self._to_forget.append(key)
-            self._settled = False
+            self._prepared = False
         self._changed.set()
         if not self._by_key:
             self._idle.set()
@@ -342,3 +337,23 @@ class CloudService:
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)
         self._changed.set()
+
+
+def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Message:
+    """What the edge is told of its session's part in a step that took `step_s`."""
+    match outcome:
+        case Committed():
+            step_us = min(int(step_s * 1e6), (1 << 32) - 1)
+            return Tokens(
+                stream,
+                outcome.base,
+                outcome.ids,
+                outcome.accepted,
+                outcome.verified,
+                step_us,
+                outcome.finish,
+                outcome.logprobs,
+                outcome.cached,
+            )
+        case EcdError():
+            return Reset(stream, outcome.code, str(outcome))

@@ -83,7 +83,7 @@ class Verifier(Protocol):
         """The session is over; unknown keys are ignored. What it holds may serve others."""
         ...
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """Uses idle time for one piece of work that saves later sessions some; False when there is none."""
         ...
 

@@ -247,7 +247,7 @@ class VllmVerifier:
         if self._engine is not None and (request := self._engine.requests.pop(key, None)) is not None:
             self._engine.core.abort_requests([request.request_id])
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """vLLM's prefix cache takes an answer's blocks as they are."""
         return False
 

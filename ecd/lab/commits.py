@@ -36,9 +36,9 @@ class NotingVerifier:
         """The other's."""
         self._inner.forget(key)
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """The other's."""
-        return self._inner.settle()
+        return self._inner.prepare()
 
     def stats(self) -> dict[str, int | float]:
         """The other's."""

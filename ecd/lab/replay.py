@@ -137,7 +137,7 @@ class ReplayVerifier:
         """Forgets the session."""
         self._sequences.pop(key, None)
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         """There is nothing to compute."""
         return False
 

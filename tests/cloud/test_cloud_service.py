@@ -39,8 +39,8 @@ class Engine:
         self.prompts: list[list[int]] = []
         self.fresh: list[bool] = []
         # Pieces of idle work that are left.
-        self.unsettled = 0
-        self.settled = threading.Event()
+        self.unprepared = 0
+        self.prepared = threading.Event()
 
     def step(self, work: Sequence[Work]) -> StepResult:
         if any(item.tokens[0] == POISON for item in work):
@@ -52,11 +52,11 @@ class Engine:
 
     def forget(self, key: int) -> None: ...
 
-    def settle(self) -> bool:
-        if not self.unsettled:
-            self.settled.set()
+    def prepare(self) -> bool:
+        if not self.unprepared:
+            self.prepared.set()
             return False
-        self.unsettled -= 1
+        self.unprepared -= 1
         return True
 
     def stats(self) -> dict[str, int | float]:
@@ -247,19 +247,19 @@ async def test_whoever_wants_it_fresh_gets_it_fresh(edge: Edge, engine: Engine) 
 
 
 async def test_idle_time_is_used_until_there_is_nothing_left_to_do(edge: Edge, engine: Engine) -> None:
-    engine.unsettled = 3
+    engine.unprepared = 3
     await edge.answer(edge.open(1))
-    await asyncio.to_thread(engine.settled.wait, LIMIT_S)
-    assert engine.unsettled == 0
+    await asyncio.to_thread(engine.prepared.wait, LIMIT_S)
+    assert engine.unprepared == 0
 
 
 async def test_idle_time_is_not_used_while_a_session_runs(edge: Edge, engine: Engine) -> None:
-    engine.unsettled = 1
+    engine.unprepared = 1
     running = edge.open(1, pace=PATIENT)
     await edge.frames[running].get()
     await edge.answer(edge.open(2))
     await asyncio.sleep(2 * IDLE_S)
-    assert engine.unsettled == 1
+    assert engine.unprepared == 1
     edge.link.send(Reset(running, Code.CANCELLED, ""))
-    await asyncio.to_thread(engine.settled.wait, LIMIT_S)
-    assert engine.unsettled == 0
+    await asyncio.to_thread(engine.prepared.wait, LIMIT_S)
+    assert engine.unprepared == 0

@@ -25,7 +25,7 @@ class Engine:
     def forget(self, key: int) -> None:
         self.forgotten.append(key)
 
-    def settle(self) -> bool:
+    def prepare(self) -> bool:
         return False
 
     def stats(self) -> dict[str, int | float]:
