@@ -8,6 +8,7 @@ taken over, so a session computes what it would compute alone. Runs in the engin
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -154,12 +155,9 @@ class Places:
 
     def close(self) -> None:
         """Saves what is to survive a restart."""
-        if self._saved is None:
-            return
-        if self._saved.survives:
-            for number, free in self._free.items():
-                self._save(number, free.text)
-        self._saved.close()
+        if self._saved is not None:
+            held = ((free.text, partial(self._context.save, number)) for number, free in self._free.items())
+            self._saved.close(held)
 
     def _find(self, wanted: Wanted, saved: SavedStates) -> tuple[int, int]:
         """A free sequence that holds the beginning of it as far as anything does, and how many tokens."""
@@ -179,10 +177,6 @@ class Places:
     def _vacate(self, number: int, wanted: Wanted) -> int:
         """Takes a free sequence; its text is saved unless `wanted` goes on from it."""
         text = self._free.pop(number).text
-        if len(text.tokens) - wanted.common(text) >= WORTH_TOKENS:
-            self._save(number, text)
+        if self._saved is not None and len(text.tokens) - wanted.common(text) >= WORTH_TOKENS:
+            self._saved.put(text, partial(self._context.save, number))
         return number
-
-    def _save(self, number: int, text: Text) -> None:
-        if self._saved is not None and len(text.tokens) >= WORTH_TOKENS:
-            self._saved.put(text, lambda: self._context.save(number))

@@ -6,6 +6,7 @@ memory or a disk hold it. Does not know which tokens are committed.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -158,10 +159,8 @@ class LlamaDrafter:
     def close(self) -> None:
         """Frees the KV cache; what survives a restart is written before."""
         if self._saved is not None:
-            if self._saved.survives:
-                for each in self._in_cells():
-                    self._save(each, self._saved)
-            self._saved.close()
+            held = ((each.text, partial(self._context.save, each.sequence)) for each in self._in_cells())
+            self._saved.close(held)
         self._context.close()
 
     def _sequence(self, task: DraftTask) -> int:
@@ -216,10 +215,7 @@ class LlamaDrafter:
         if kept is None or self._saved is None:
             return
         if len(kept.text.tokens) - (wanted.common(kept.text) if wanted else 0) >= WORTH_TOKENS:
-            self._save(kept, self._saved)
-
-    def _save(self, kept: _Kept, saved: SavedStates) -> None:
-        saved.put(kept.text, lambda: self._context.save(kept.sequence))
+            self._saved.put(kept.text, partial(self._context.save, kept.sequence))
 
     def _free_kept(self, but: int | None = None) -> None:
         """Its cells are free again; those of the sequence `but` are in use by now."""

@@ -4,11 +4,11 @@ Owns which goes where. Called from the engine's thread; files are written by a t
 compressing takes longer than a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ecd.config import KvCache
-from ecd.engine.prefix_cache import PrefixCache, Saved, State, Text, Wanted
+from ecd.engine.prefix_cache import WORTH_TOKENS, PrefixCache, Saved, State, Text, Wanted
 from ecd.engine.state_files import StateFiles
 
 # States that may wait to be written; each is as large as the cells of a long text.
@@ -28,11 +28,6 @@ class SavedStates:
         self._writer = ThreadPoolExecutor(1, "kv-writer")
         self._writes: list[Future[None]] = []
 
-    @property
-    def survives(self) -> bool:
-        """Whether anything is left after a restart."""
-        return self._files is not None
-
     def find(self, wanted: Wanted, more_than: int) -> tuple[int, Saved] | None:
         """What serves clearly more of it than `more_than` tokens, and how many; from the disk only where that
         is clearly more again.
@@ -43,18 +38,23 @@ class SavedStates:
         return self._files.find(wanted, found[0] if found else more_than) or found
 
     def put(self, text: Text, save: Callable[[], State]) -> None:
-        """Keeps a text's state, which is asked for only where it is not held yet."""
-        if not (self._memory.max_bytes or self._files) or self._memory.covers(text):
+        """Keeps a text's state, which is asked for only where it is worth it and not held yet."""
+        nowhere = self._files is None and not self._memory.max_bytes
+        if nowhere or len(text.tokens) < WORTH_TOKENS or self._memory.covers(text):
             return
         for gone in self._memory.put(Saved(text, save())):
             self._write_later(gone)
 
-    def close(self) -> None:
-        """Writes what is left in memory to the disk, if there is one; takes as long as that takes."""
+    def close(self, in_cells: Iterable[tuple[Text, Callable[[], State]]]) -> None:
+        """Writes what memory and the cells hold to the disk, if there is one; takes as long as that takes."""
         self._writer.shutdown()
-        if self._files is not None:
-            for saved in self._memory:
-                self._files.write(saved)
+        if self._files is None:
+            return
+        for saved in self._memory:
+            self._files.write(saved)
+        for text, save in in_cells:
+            if len(text.tokens) >= WORTH_TOKENS and not self._files.covers(text):
+                self._files.write(Saved(text, save()))
 
     def stats(self) -> dict[str, int]:
         """What both hold: `saved_texts` and `saved_bytes` in memory, `disk_texts` and `disk_bytes`."""

@@ -47,23 +47,21 @@ def test_without_room_it_is_not_asked_for_at_all() -> None:
     kept.put(text(0), engine.save)
     assert engine.asked == 0
     assert kept.find(wanted(0), 0) is None
-    assert not kept.survives
 
 
 def test_the_fingerprint_is_asked_for_only_with_a_disk() -> None:
     def costly() -> bytes:
         raise AssertionError
 
-    SavedStates(KvCache(), costly).close()
+    SavedStates(KvCache(), costly).close(())
 
 
 def test_what_memory_has_no_room_for_goes_to_the_disk(tmp_path: Path) -> None:
     kept, engine = states(tmp_path, max_bytes=1500), Engine()
     kept.put(text(0), engine.save)
     kept.put(text(1000), engine.save)
-    kept.close()
+    kept.close(())
     again = states(tmp_path)
-    assert again.survives
     for first, state in ((0, 1), (1000, 2)):
         found = again.find(wanted(first), 0)
         assert found is not None
@@ -77,7 +75,7 @@ def test_what_memory_has_no_room_for_goes_to_the_disk(tmp_path: Path) -> None:
 def test_the_disk_is_read_only_for_clearly_more(tmp_path: Path) -> None:
     first, engine = states(tmp_path), Engine()
     first.put(text(0, 150), engine.save)
-    first.close()
+    first.close(())
     kept = states(tmp_path)
     kept.put(text(0, 100), engine.save)
     found = kept.find(wanted(0), 0)
@@ -89,3 +87,26 @@ def test_the_disk_is_read_only_for_clearly_more(tmp_path: Path) -> None:
     found = longer.find(wanted(0), 0)
     assert found is not None
     assert found[0] == 150
+
+
+def test_at_the_end_the_disk_gets_all_that_memory_and_cells_hold(tmp_path: Path) -> None:
+    kept, engine = states(tmp_path, max_bytes=4000), Engine()
+    kept.put(text(0), engine.save)
+    in_cells = [(text(1000 * n), engine.save) for n in range(6)]
+    kept.close([*in_cells, (text(9000, 20), engine.save)])
+    assert engine.asked == 6, "one was saved already, and one is too short"
+    again = states(tmp_path)
+    assert all(again.find(wanted(1000 * n), 0) for n in range(6))
+
+
+def test_without_a_disk_nothing_is_asked_for_at_the_end() -> None:
+    kept, engine = states(), Engine()
+    kept.close([(text(0), engine.save)])
+    assert engine.asked == 0
+
+
+def test_with_a_disk_and_no_memory_the_disk_gets_it(tmp_path: Path) -> None:
+    kept, engine = states(tmp_path, max_bytes=0), Engine()
+    kept.put(text(0), engine.save)
+    kept.close(())
+    assert states(tmp_path).find(wanted(0), 0) is not None
