@@ -211,7 +211,8 @@ class EdgeService:
                     self._perform(answer, answer.generation.stop_drafting())
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
-        if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
+        reading = any(answer.drafted_at is None for answer, _ in wanted)
+        if not reading and all(guesses and guesses[0].drafter == "model" for guesses in results):
             self.meter.drafted(seconds)
         left = iter(results)
         for answer, tasks in wanted:
