@@ -228,7 +228,7 @@ class CloudService:
             link, stream = self._by_key[key]
             said.append((link, _message_of(stream, outcome, end - start)))
             if isinstance(outcome, EcdError) or outcome.finish is not Finish.NONE:
-                self._forget(key)
+                self._over(key)
         return said
 
     def _tell(self, said: list[tuple[Link, Message]]) -> None:
@@ -266,6 +266,11 @@ class CloudService:
         except TimeoutError:
             pass
 
+    def _over(self, key: int) -> None:
+        """A text is complete; one whose link was lost will be gone on with instead."""
+        self._forget(key)
+        self._prepared = False
+
     def _forget(self, key: int) -> None:
         address = self._by_key.pop(key)
         del self._by_address[address]
@@ -275,7 +280,6 @@ class CloudService:
             self._loop.call_soon(self._prefixes.remember, session.tokens)
         if self._batcher.remove(key):
             self._to_forget.append(key)
-            self._prepared = False
         self._changed.set()
         if not self._by_key:
             self._idle.set()
@@ -317,7 +321,7 @@ class CloudService:
                     self._forget(key)
             case Reset():
                 if key is not None:
-                    self._forget(key)
+                    self._over(key)
             case Credit() | Tokens():
                 pass
 

@@ -4,12 +4,16 @@ Owns which goes where. Called from the engine's thread; files are written by a t
 compressing takes longer than a step.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ecd.config import KvCache
 from ecd.engine.prefix_cache import WORTH_TOKENS, PrefixCache, Saved, State, Text, Wanted
 from ecd.engine.state_files import StateFiles
+from ecd.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 # States that may wait to be written; each is as large as the cells of a long text.
 MAX_WAITING = 2
@@ -42,7 +46,12 @@ class SavedStates:
         nowhere = self._files is None and not self._memory.max_bytes
         if nowhere or len(text.tokens) < WORTH_TOKENS or self._memory.covers(text):
             return
-        for gone in self._memory.put(Saved(text, save())):
+        try:
+            state = save()
+        except EngineError as e:
+            log.warning("a text of %d tokens could not be kept: %s", len(text.tokens), e)
+            return
+        for gone in self._memory.put(Saved(text, state)):
             self._write_later(gone)
 
     def close(self, in_cells: Iterable[tuple[Text, Callable[[], State]]]) -> None:

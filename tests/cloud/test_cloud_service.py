@@ -263,3 +263,15 @@ async def test_idle_time_is_not_used_while_a_session_runs(edge: Edge, engine: En
     edge.link.send(Reset(running, Code.CANCELLED, ""))
     await asyncio.to_thread(engine.prepared.wait, LIMIT_S)
     assert engine.unprepared == 0
+
+
+async def test_what_a_lost_link_left_is_not_prepared_but_gone_on_with(
+    service: CloudService, edge: Edge, engine: Engine
+) -> None:
+    engine.unprepared = 1
+    await edge.frames[edge.open(1, pace=PATIENT)].get()
+    edge.link.abort()
+    while service.status()["running"]:
+        await asyncio.sleep(0)
+    await asyncio.sleep(2 * IDLE_S)
+    assert engine.unprepared == 1

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ecd.config import KvCache, KvDisk
 from ecd.engine.prefix_cache import State, Text, Wanted
 from ecd.engine.saved_states import SavedStates
+from ecd.errors import EngineError
 
 
 class Engine:
@@ -110,3 +112,15 @@ def test_with_a_disk_and_no_memory_the_disk_gets_it(tmp_path: Path) -> None:
     kept.put(text(0), engine.save)
     kept.close(())
     assert states(tmp_path).find(wanted(0), 0) is not None
+
+
+def test_a_state_that_the_engine_does_not_give_is_lost_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails() -> State:
+        raise EngineError("no")
+
+    kept = states()
+    kept.put(text(0), fails)
+    assert "a text of 100 tokens could not be kept: no" in caplog.text
+    assert kept.stats()["saved_texts"] == 0
