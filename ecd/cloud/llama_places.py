@@ -6,7 +6,7 @@ taken over, so a session computes what it would compute alone. Runs in the engin
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -115,8 +115,10 @@ class Places:
             text = EMPTY
         self._free[place.number] = _Free(text)
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         """Evaluates one more chunk of a text that is over as a prompt's; False when none has one left.
+
+        It gives up when `stop` says so.
 
         The cells of an answer were computed in pieces as it came, which a prompt with that answer in it must
         not use.
@@ -128,15 +130,19 @@ class Places:
                 continue
             end = text.solid + PROMPT_CHUNK_TOKENS
             tokens = np.concatenate((text.tokens[: text.solid], rest[:PROMPT_CHUNK_TOKENS]))
+            chunk = Segment(number, text.solid, tokens[text.solid :].tolist(), 0)
             try:
-                self._context.decode([Segment(number, text.solid, tokens[text.solid :].tolist(), 0)])
+                done = self._context.decode_unless(stop, chunk)
             except EngineError as e:
                 log.warning("a text that is over could not be read again and is forgotten: %s", e)
                 self._context.truncate(number, 0)
                 self._free[number] = _Free()
-            else:
+                return True
+            if done:
                 self._free[number] = _Free(Text(tokens, 0, end), rest[PROMPT_CHUNK_TOKENS:])
                 self._counts.prepared_tokens += PROMPT_CHUNK_TOKENS
+            else:
+                self._free[number] = _Free(Text(tokens[: text.solid], 0, text.solid), rest)
             return True
         return False
 

@@ -4,7 +4,7 @@ Owns what each session computes in a step. Runs in the engine thread.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ecd.cloud.llama_places import Places
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
@@ -63,9 +63,9 @@ class LlamaVerifier:
         """Frees the session's sequence."""
         self._places.end(key)
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         """Reads a chunk of an answer that is over as part of a prompt, which it will be in the next turn."""
-        return self._places.prepare()
+        return self._places.prepare(stop)
 
     def stats(self) -> dict[str, int | float]:
         """KV cells that sessions use, all there are, and what was found of texts that are over."""

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
 
-# So long must nobody have wanted anything before idle time is used: who comes then waits for a chunk.
+# So long must nobody have wanted anything before idle time is used.
 IDLE_S = 0.25
 
 
@@ -256,7 +256,8 @@ class CloudService:
         idle = not (self._prepared or self._batcher.running)
         await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
         while idle and not (self._prepared or self._changed.is_set()):
-            self._prepared = not await self._loop.run_in_executor(self._engine, self._verifier.prepare)
+            work = self._loop.run_in_executor(self._engine, self._verifier.prepare, self._changed.is_set)
+            self._prepared = not await work
 
     async def _wait(self, until: float | None) -> None:
         self._changed.clear()

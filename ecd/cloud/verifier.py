@@ -5,7 +5,7 @@ rules. It does not know connections, patience or stop conditions. Methods are ca
 `stats`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,8 +83,11 @@ class Verifier(Protocol):
         """The session is over; unknown keys are ignored. What it holds may serve others."""
         ...
 
-    def prepare(self) -> bool:
-        """Uses idle time for one piece of work that saves later sessions some; False when there is none."""
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """Uses idle time for one piece of work that saves later sessions some; False when there is none.
+
+        It returns soon after `stop` is true, which any thread may make it.
+        """
         ...
 
     def stats(self) -> dict[str, int | float]:

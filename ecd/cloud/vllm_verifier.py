@@ -7,7 +7,7 @@ caching and quantised weights are vLLM's own business.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,7 +247,7 @@ class VllmVerifier:
         if self._engine is not None and (request := self._engine.requests.pop(key, None)) is not None:
             self._engine.core.abort_requests([request.request_id])
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         """vLLM's prefix cache takes an answer's blocks as they are."""
         return False
 

@@ -5,7 +5,7 @@ can be held against them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -36,9 +36,9 @@ class NotingVerifier:
         """The other's."""
         self._inner.forget(key)
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         """The other's."""
-        return self._inner.prepare()
+        return self._inner.prepare(stop)
 
     def stats(self) -> dict[str, int | float]:
         """The other's."""

@@ -5,7 +5,7 @@ the daemons with them. All else is the daemons' own: sockets, frames, batching, 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class ReplayVerifier:
         """Forgets the session."""
         self._sequences.pop(key, None)
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         """There is nothing to compute."""
         return False
 

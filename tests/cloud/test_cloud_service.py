@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,9 @@ class Engine:
         # Pieces of idle work that are left.
         self.unprepared = 0
         self.prepared = threading.Event()
+        # Such work never ends unless it is stopped.
+        self.endless = False
+        self.preparing = threading.Event()
 
     def step(self, work: Sequence[Work]) -> StepResult:
         if any(item.tokens[0] == POISON for item in work):
@@ -52,7 +55,11 @@ class Engine:
 
     def forget(self, key: int) -> None: ...
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        if self.endless:
+            self.preparing.set()
+            while not stop():
+                pass
         if not self.unprepared:
             self.prepared.set()
             return False
@@ -275,3 +282,11 @@ async def test_what_a_lost_link_left_is_not_prepared_but_gone_on_with(
         await asyncio.sleep(0)
     await asyncio.sleep(2 * IDLE_S)
     assert engine.unprepared == 1
+
+
+async def test_whoever_comes_does_not_wait_for_idle_work(edge: Edge, engine: Engine) -> None:
+    engine.endless = True
+    await edge.answer(edge.open(1))
+    await asyncio.to_thread(engine.preparing.wait, LIMIT_S)
+    engine.endless = False
+    assert await edge.answer(edge.open(2)) == (7, 7, 7)

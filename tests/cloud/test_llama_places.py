@@ -18,6 +18,12 @@ TEXT = "The history of computing is longer than most people think: counting boar
 QUESTION = "\nAnd what came after that? Tell me in a few words, please, and name one machine."
 ANSWER = 80
 IN_MEMORY = KvCache()
+
+
+def never() -> bool:
+    return False
+
+
 Told = tuple[list[int], list[TokenLogprobs]]
 Make = Callable[..., LlamaVerifier]
 
@@ -137,7 +143,7 @@ def test_an_answer_that_was_read_again_in_idle_time_serves_whole(
     alone, talk = Sessions(make(stable=stable, cache=None)), Sessions(make(stable=stable))
     said, _ = talk.ask(first, ANSWER)
     chunks = 0
-    while talk.verifier.prepare():
+    while talk.verifier.prepare(never):
         chunks += 1
     # The last token was never evaluated.
     assert chunks == (len(first) + ANSWER - 1) // 64 - 1 == 2
@@ -152,7 +158,7 @@ def test_a_text_that_is_only_partly_read_again_serves_as_far_as_it_is(
 ) -> None:
     alone, talk = Sessions(make(cache=None)), Sessions(make())
     said, _ = talk.ask(first, ANSWER)
-    assert talk.verifier.prepare()
+    assert talk.verifier.prepare(never)
     second = turns(target, first, said)
     assert talk.ask(second) == alone.ask(second)
     assert talk.cached == 128
@@ -161,7 +167,7 @@ def test_a_text_that_is_only_partly_read_again_serves_as_far_as_it_is(
 def test_where_the_texts_part_nothing_is_taken_over_from_there_on(make: Make, first: list[int]) -> None:
     alone, talk = Sessions(make(cache=None)), Sessions(make())
     talk.ask(first)
-    while talk.verifier.prepare():
+    while talk.verifier.prepare(never):
         pass
     for prompt in ([*first[:100], *first[20:90]], first[:130], first[:64], first[:65], [5, *first], first):
         assert talk.ask(prompt) == alone.ask(prompt), len(prompt)
@@ -189,7 +195,7 @@ def test_and_from_a_disk_after_a_restart(
     )
     talk = Sessions(before)
     said, _ = talk.ask(first, ANSWER)
-    while before.prepare():
+    while before.prepare(never):
         pass
     talk.ask(another)
     before.close()
@@ -238,7 +244,7 @@ def test_whoever_wants_it_fresh_reads_it_all(make: Make, first: list[int]) -> No
 def test_without_a_cache_nothing_is_kept(make: Make, first: list[int]) -> None:
     talk = Sessions(make(cache=None))
     talk.ask(first)
-    assert not talk.verifier.prepare()
+    assert not talk.verifier.prepare(never)
     talk.ask(first)
     assert talk.cached == 0
     assert not talk.verifier.stats()["hits"]
@@ -278,5 +284,25 @@ def test_sessions_beside_each_other_with_little_room_all_get_their_own_text(
                 session.end()
                 assert mine == alone.ask(chats[number], 6), (turn, number)
                 chats[number] = [*chats[number], *mine[0], *first[turn : turn + 30]]
-        talk.verifier.prepare()
+        talk.verifier.prepare(never)
     assert talk.verifier.stats()["hits"] >= 6
+
+
+def test_work_in_idle_time_is_given_up_when_somebody_comes(
+    target: LlamaModel, make: Make, first: list[int]
+) -> None:
+    alone, talk = Sessions(make(cache=None)), Sessions(make())
+    said, _ = talk.ask(first, ANSWER)
+    asked = 0
+
+    def soon() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 50
+
+    assert talk.verifier.prepare(soon)
+    assert asked == 51
+    assert talk.verifier.stats()["prepared_tokens"] == 0
+    second = turns(target, first, said)
+    assert talk.ask(second) == alone.ask(second)
+    assert talk.cached == 64

@@ -6,7 +6,7 @@ depend on (docs/LOG.md).
 
 import pickle
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -39,6 +39,13 @@ class Cells:
             piece = (start, end) if end - start >= PROMPT_CHUNK_TOKENS else None
             self.truncate(segment.sequence, start)
             self.of[segment.sequence] += [(token, piece) for token in segment.tokens]
+
+    def decode_unless(self, stop: Callable[[], bool], segment: Segment) -> bool:
+        self.truncate(segment.sequence, segment.start)
+        if stop():
+            return False
+        self.decode([segment])
+        return True
 
     def truncate(self, sequence: int, length: int) -> None:
         del self.of[sequence][length:]
@@ -130,6 +137,9 @@ class Talk:
             self.texts = [*self.texts[-5:], tokens]
             self.prompts = [*self.prompts[-3:], (tokens, prompt_len)]
 
+    def prepare(self) -> None:
+        self.places.prepare(lambda: self.rng.random() < 0.3)
+
     def check(self) -> None:
         for key, (tokens, prompt_len) in self.running.items():
             place = self.places[key]
@@ -143,13 +153,13 @@ class Talk:
 def test_cells_are_those_of_the_text_alone(rng: random.Random, max_bytes: int) -> None:
     talk = Talk(rng, max_bytes)
     for _ in range(60):
-        rng.choice((talk.begin, talk.step, talk.step, talk.step, talk.end, talk.places.prepare))()
+        rng.choice((talk.begin, talk.step, talk.step, talk.step, talk.end, talk.prepare))()
 
 
 def test_and_much_is_taken_over() -> None:
     talk = Talk(random.Random(1), 1 << 20)
     for _ in range(600):
-        talk.rng.choice((talk.begin, talk.step, talk.step, talk.step, talk.end, talk.places.prepare))()
+        talk.rng.choice((talk.begin, talk.step, talk.step, talk.step, talk.end, talk.prepare))()
     stats = talk.places.stats()
     assert stats["cached_tokens"] == talk.taken_over
     assert stats["cached_tokens"] > stats["prefill_tokens"] / 2

@@ -214,3 +214,17 @@ def test_it_knows_what_a_sequence_holds(context: LlamaContext, tokens: list[int]
     context.truncate(0, 30)
     assert context.holds(0, 30)
     assert not context.holds(0, 31)
+
+
+def test_an_evaluation_can_be_given_up(context: LlamaContext, tokens: list[int]) -> None:
+    expected = behind(context, 0, tokens[:80], 0)[-16:]
+    chunk = Segment(1, 0, tokens[:64], 0)
+    assert not context.decode_unless(lambda: True, chunk)
+    assert not context.holds(1, 1)
+    context.decode([Segment(1, 0, tokens[:10], 0)])
+    assert not context.decode_unless(lambda: True, Segment(1, 5, tokens[5:69], 0))
+    assert context.holds(1, 5)
+    assert not context.holds(1, 6)
+    # What comes next is not stopped, and is none the worse.
+    assert context.decode_unless(lambda: False, Segment(1, 0, tokens[:20], 0))
+    np.testing.assert_array_equal(behind(context, 1, tokens[:80], 20)[-16:], expected)

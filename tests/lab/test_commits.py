@@ -1,6 +1,6 @@
 """Notes of when tokens were committed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -25,7 +25,7 @@ class Engine:
     def forget(self, key: int) -> None:
         self.forgotten.append(key)
 
-    def prepare(self) -> bool:
+    def prepare(self, stop: Callable[[], bool]) -> bool:
         return False
 
     def stats(self) -> dict[str, int | float]:
