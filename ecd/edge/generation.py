@@ -147,6 +147,11 @@ class Generation:
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
+    def refused(self) -> None:
+        """The cloud did not take the stream: it is as if it had not been opened."""
+        self.lost()
+        self.stream = 0
+
     def receive(self, message: Tokens, now: float) -> list[Command]:
         """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:

@@ -333,6 +333,7 @@ class EdgeService:
                 reason = readable(message.message)
                 answer.generation.lost()
                 if message.code is Code.UNKNOWN_PREFIX:
+                    answer.generation.refused()
                     self._known.forget()
                 match answer.reopening.after(message.code, len(answer.generation.committed)):
                     case Reopen.NOW:

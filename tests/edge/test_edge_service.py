@@ -230,6 +230,7 @@ async def test_a_cloud_that_forgot_gets_the_whole_at_once() -> None:
     assert talk.ask((*LONG, 7)).prefix_len == 128
     talk.reset(Code.UNKNOWN_PREFIX)
     assert (talk.opened.prefix_len, talk.opened.prompt) == (0, (*LONG, 7))
+    assert talk.answer.generation.tally.resumed == 0
     talk.finish(b"y")
     assert talk.answer.chunks.get_nowait().ids == (ord("y"),)  # type: ignore[union-attr]
     assert talk.ask((*LONG, 7)).prefix_len == 128, "it knows it again"
