@@ -98,8 +98,37 @@ class Reconnect(BaseModel):
         return self
 
 
+class KvDisk(BaseModel):
+    """A folder for saved states that are to survive a restart, of `max_bytes` at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Path
+    max_bytes: int = Field(default=4 << 30, ge=1 << 20)
+
+
+class KvCache(BaseModel):
+    """What is kept of texts that are over, so that one that begins alike need not be read again.
+
+    The newest stay in the engine's cells. Besides them `max_bytes` of saved states are kept in memory, and
+    more on a `disk`, where one is named.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_bytes: int = Field(default=256 << 20, ge=0)
+    disk: KvDisk | None = None
+
+
+def _none_if_false(given: Any) -> Any:
+    return None if given is False else given
+
+
 class Daemon(BaseModel):
-    """What both daemons have. `insecure` allows plain TCP off loopback."""
+    """What both daemons have.
+
+    `insecure` allows plain TCP off loopback. `kv_cache`: null or false for none.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -108,6 +137,7 @@ class Daemon(BaseModel):
     token: str | None = Field(default=None, min_length=1)
     insecure: bool = False
     keepalive: Keepalive = Keepalive()
+    kv_cache: Annotated[KvCache | None, BeforeValidator(_none_if_false)] = KvCache()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -150,7 +180,7 @@ class CloudConfig(Daemon):
                 if self.engine_args:
                     raise ValueError("engine_args are for `engine: vllm`; set that, or leave them out")
             case "vllm":
-                for name in ("threads", "stable"):
+                for name in ("threads", "stable", "kv_cache"):
                     if name in self.model_fields_set:
                         raise ValueError(
                             f"{name} is for `engine: llama` and means nothing to vLLM; leave it out"
@@ -209,7 +239,7 @@ class EdgeConfig(Daemon):
     assist: Literal["q8_0", "f16"] | None = "q8_0"
     handover: Address | None = None
     link_wait_s: Seconds = 60.0
-    http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
+    http: Annotated[Http | None, BeforeValidator(_none_if_false)] = Http()
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0
 

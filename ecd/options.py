@@ -93,6 +93,12 @@ _PACING: tuple[Option, ...] = (
         "--patience-ms", type=float, default=None, help="How long the cloud may hold a step back for hints."
     ),
     click.option(
+        "--kv-cache/--no-kv-cache",
+        "kv_cache",
+        default=None,
+        help="Whether what was computed for earlier texts may be used.  [default: the edge's]",
+    ),
+    click.option(
         "--rounds",
         type=click.IntRange(1, 64),
         default=None,

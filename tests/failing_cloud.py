@@ -1,6 +1,6 @@
 """`python -m tests.failing_cloud cloud`: `ecd cloud`, whose engine is lost at steps of your choice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -37,6 +37,9 @@ class FailingVerifier:
 
     def forget(self, key: int) -> None:
         self._inner.forget(key)
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        return self._inner.prepare(stop)
 
     def stats(self) -> dict[str, int | float]:
         return self._inner.stats()

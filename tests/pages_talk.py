@@ -18,7 +18,7 @@ from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
@@ -74,6 +74,9 @@ class Target:
         return Judged(Verdict(tuple(tokens[len(item.tokens) :]), len(item.hints)), len(item.hints))
 
     def forget(self, key: int) -> None: ...
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        return False
 
     def stats(self) -> dict[str, int | float]:
         return {}
@@ -206,6 +209,12 @@ class SlowDrafter:
         self.cells = []
 
     def close(self) -> None: ...
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    def prefill(self, slot: int) -> Prefill:
+        return Prefill()
 
     def held(self, slot: int) -> int:
         return len(self.cells)

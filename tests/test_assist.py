@@ -45,13 +45,14 @@ class System:
 async def system(
     *,
     chunk_s: float = 0.03,
+    cloud_token_s: float = 1e-5,
     conditions: Conditions = SOUND,
     schedule: Schedule = NOTHING_PLANNED,
     encoding: Encoding | None = Encoding.Q8_0,
     model: str | None = None,
     spoil: Callable[[Kv], Kv] | None = None,
 ) -> AsyncIterator[System]:
-    reader, drafter = Reader(), SlowDrafter(chunk_s)
+    reader, drafter = Reader(cloud_token_s), SlowDrafter(chunk_s)
     assist = Assist(reader)
     cloud = a_cloud(assist, model)
     if spoil is not None:
@@ -111,8 +112,8 @@ async def test_a_slow_link_is_tried_once_and_not_used() -> None:
         assert slow.edge.totals.page_bytes == before
 
 
-async def test_a_fast_edge_asks_for_nothing() -> None:
-    async with system(chunk_s=0.0) as fast:
+async def test_an_edge_that_is_as_fast_asks_for_nothing() -> None:
+    async with system(chunk_s=0.0, cloud_token_s=0.01) as fast:
         await fast.answer()
         assert fast.reader.asked == []
 
@@ -140,6 +141,10 @@ async def test_damaged_pages_are_found_and_the_prompt_is_read_here_from_where_th
 async def test_a_cloud_whose_reader_breaks_says_so_and_answers_on() -> None:
     async with system() as broken:
         broken.reader.fails_from = 512
+        answer = await broken.answer()
+        assert broken.drafter.puts == [512]
+        assert answer.generation.tally.sent
+        broken.reader.fails_from = 0
         answer = await broken.answer()
         assert broken.edge.totals.assists_failed == 1
         assert answer.generation.tally.sent

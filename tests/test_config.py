@@ -9,6 +9,8 @@ from ecd.config import (
     CloudConfig,
     EdgeConfig,
     Http,
+    KvCache,
+    KvDisk,
     default_socket,
     is_loopback,
     load_config,
@@ -58,6 +60,18 @@ def test_http_is_on_for_this_machine_alone_unless_something_else_is_said() -> No
     assert http == Http(listen="127.0.0.1:8082", socket=None, api_keys=[], cors_origins=[])
 
 
+@pytest.mark.parametrize("kind", [CloudConfig, EdgeConfig])
+def test_texts_that_are_over_are_kept_in_memory_unless_something_else_is_said(
+    kind: type[CloudConfig] | type[EdgeConfig], tmp_path: Path
+) -> None:
+    assert load_config(kind, None, {"model": "m"}).kv_cache == KvCache(max_bytes=256 << 20, disk=None)
+    for off in ("off", "null", "false"):
+        assert load_config(kind, written(tmp_path, f"model: m\nkv_cache: {off}\n"), {}).kv_cache is None
+    disk = written(tmp_path, "model: m\nkv_cache:\n  max_bytes: 0\n  disk: {path: /x, max_bytes: 9999999}\n")
+    kept = KvCache(max_bytes=0, disk=KvDisk(path=Path("/x"), max_bytes=9_999_999))
+    assert load_config(kind, disk, {}).kv_cache == kept
+
+
 def test_flags_alone_are_enough() -> None:
     config = load_config(CloudConfig, None, {"model": "m", "max_verify": 0})
     assert (config.model, config.max_verify) == ("m", 0)
@@ -100,6 +114,11 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("model: m\nhttp: {listen: null}\n", "http: listen and socket are both null"),
         ("model: m\nhttp: {api_keys: ['']}\n", "http.api_keys.0: String should match"),
         ("model: m\nhttp: 5\n", "http: Input should be a valid dictionary"),
+        ("model: m\nkv_cache: 5\n", "kv_cache: Input should be a valid dictionary"),
+        ("model: m\nkv_cache: {bytes: 5}\n", "kv_cache.bytes is no setting; known here: disk, max_bytes"),
+        ("model: m\nkv_cache: {max_bytes: -1}\n", "kv_cache.max_bytes: Input should be greater than"),
+        ("model: m\nkv_cache: {disk: {}}\n", "kv_cache.disk.path is missing"),
+        ("model: m\nkv_cache: {disk: {pth: x}}\n", "kv_cache.disk.pth is no setting; known here: max_bytes"),
         ("sessions: 3\n", "model is missing; set it in the file or with --model"),
         ("- model\n", "must hold settings by name, not a list"),
         ("just text\n", "must hold settings by name, not a str"),
@@ -183,6 +202,7 @@ def test_vllm_takes_arguments_by_name(tmp_path: Path) -> None:
         ({"engine": "vllm", "engine_args": {"worker_cls": "x"}}, "engine_args.worker_cls is ecd's own"),
         ({"engine": "vllm", "threads": 2}, "threads is for `engine: llama`"),
         ({"engine": "vllm", "stable": True}, "stable is for `engine: llama`"),
+        ({"engine": "vllm", "kv_cache": {}}, "kv_cache is for `engine: llama`"),
     ],
 )
 def test_what_does_not_go_with_the_engine_is_refused(flags: dict[str, object], message: str) -> None:

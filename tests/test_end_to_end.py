@@ -17,7 +17,7 @@ from ecd.client import BlockingClient, Client
 from ecd.config import split_address
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.request import MAX_PATIENCE_US, Request
 from ecd.edge.service import EdgeService
@@ -284,6 +284,12 @@ class RandomDrafter:
         return self._rng.randrange(self._n_vocab)
 
     def release(self, slot: int) -> None: ...
+
+    def prefill(self, slot: int) -> Prefill:
+        return Prefill()
+
+    def stats(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None: ...
 

@@ -50,7 +50,7 @@ def vllm_edge(folder: Path, vllm_cloud: DaemonProcess) -> Iterator[DaemonProcess
         yield daemon
 
 
-def ask(edge: DaemonProcess, prompt: str, started: Event | None = None, **args: Any) -> dict[str, Any]:
+def ask(edge: DaemonProcess, prompt: Any, started: Event | None = None, **args: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with BlockingClient(edge.socket) as client:
         for event in client.stream(prompt, **({"max_tokens": TOKENS} | args)):
@@ -108,6 +108,19 @@ def test_stats_show_the_engine(vllm_edge: DaemonProcess, vllm_cloud: DaemonProce
     assert 0 <= engine["kv_use"] <= 1
     assert engine["kv_blocks"] > 0
     assert engine["evictions"] == 0
+
+
+def test_a_second_turn_sends_what_is_new_and_vllm_reads_what_is_new(vllm_edge: DaemonProcess) -> None:
+    about = "Counting boards, gears, relays, valves and transistors: each made the next one possible. " * 14
+    asked: list[dict[str, str]] = [{"role": "user", "content": about + "Which came first?"}]
+    first = ask(vllm_edge, asked)
+    asked += [{"role": "assistant", "content": first["text"]}, {"role": "user", "content": "Why?"}]
+    second, fresh = ask(vllm_edge, asked), ask(vllm_edge, asked, kv_cache=False)
+    assert second["stats"]["prefix_tokens"] > 192
+    assert second["stats"]["cached_tokens"] > 192
+    assert second["stats"]["open_bytes"] < fresh["stats"]["open_bytes"] / 2
+    assert (fresh["stats"]["prefix_tokens"], fresh["stats"]["cached_tokens"]) == (0, 0)
+    assert second["prompt_token_ids"] == fresh["prompt_token_ids"]
 
 
 def test_a_worker_killed_in_the_middle_changes_no_text(

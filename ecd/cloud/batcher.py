@@ -94,7 +94,7 @@ class Batcher:
         ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= ends]
         counts = self.depth.choose([s.hinted(self.max_verify) for _, s in ready])
         return [
-            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count), s.logprobs)
+            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count), s.logprobs, s.fresh)
             for (key, s), count in zip(ready, counts, strict=True)
         ]
 
@@ -119,7 +119,7 @@ class Batcher:
             session = self.running.get(key)
             if session is None:
                 continue
-            committed = session.commit(judged.verdict, judged.verified, now, judged.logprobs)
+            committed = session.commit(judged.verdict, judged.verified, now, judged.logprobs, judged.cached)
             self.totals.forwards += 1
             self.totals.forwards_without_hints += not judged.verified
             self.totals.committed += len(committed.ids)

@@ -1,13 +1,14 @@
 """The target on llama.cpp: sequences, prompt chunks, verification batches and roll-back.
 
-Owns which KV cells hold which session's tokens. Runs in the engine thread.
+Owns what each session computes in a step. Runs in the engine thread.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
+from ecd.cloud.llama_places import Places
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
+from ecd.config import KvCache
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS, next_piece
 from ecd.errors import EcdError, EngineError
@@ -17,19 +18,12 @@ from ecd.sampling import Verdict, choose, judge, verify
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """A session's place in the KV cache: `cached` of its tokens are in it."""
-
-    number: int
-    cached: int = 0
-
-
 class LlamaVerifier:
     """`Verifier` on a llama.cpp context.
 
     `stable` evaluates every sequence by itself, prompts in fixed chunks and all else one token at a time:
-    slow, and bit for bit what the target computes alone.
+    slow, and bit for bit what the target computes alone. `kv_cache`: None to keep nothing of sessions that
+    are over.
     """
 
     def __init__(
@@ -41,6 +35,7 @@ class LlamaVerifier:
         max_verify: int,
         threads: int,
         stable: bool,
+        kv_cache: KvCache | None = None,
     ):
         # Hints take cells too, before it is known which of them stay.
         self.capacity = Capacity(sessions, min(context_tokens, model.context_train) - max_verify)
@@ -50,31 +45,35 @@ class LlamaVerifier:
         )
         self._cells = sessions * context_tokens
         self._stable = stable
-        self._sequences: dict[int, _Sequence] = {}
-        self._free = list(range(sessions - 1, -1, -1))
+        self._places = Places(self._context, sessions, kv_cache)
 
     def step(self, work: Sequence[Work]) -> StepResult:
         """One batch for all, or in the stable setting the same one sequence after another."""
         for item in work:
-            if item.key not in self._sequences:
-                self._sequences[item.key] = _Sequence(self._free.pop())
-        return self._step_stable(work) if self._stable else self._step_batched(work)
+            self._places.begin(item)
+        try:
+            return self._step_stable(work) if self._stable else self._step_batched(work)
+        except Exception:
+            for item in work:
+                # What a failed batch leaves in the cells is not known.
+                self._places[item.key].cached = 0
+            raise
 
     def forget(self, key: int) -> None:
         """Frees the session's sequence."""
-        sequence = self._sequences.pop(key, None)
-        if sequence is not None:
-            self._context.truncate(sequence.number, 0)
-            self._free.append(sequence.number)
+        self._places.end(key)
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """Reads a chunk of an answer that is over as part of a prompt, which it will be in the next turn."""
+        return self._places.prepare(stop)
 
     def stats(self) -> dict[str, int | float]:
-        """KV cells in use, and all there are."""
-        # A copy, since the engine thread may add to it or take away.
-        sequences = list(self._sequences.values())
-        return {"kv_tokens": sum(sequence.cached for sequence in sequences), "kv_capacity": self._cells}
+        """KV cells that sessions use, all there are, and what was found of texts that are over."""
+        return {"kv_capacity": self._cells, **self._places.stats()}
 
     def close(self) -> None:
-        """Frees the KV cache."""
+        """Frees the KV cache; what survives a restart is written before."""
+        self._places.close()
         self._context.close()
 
     def _step_batched(self, work: Sequence[Work]) -> StepResult:
@@ -92,7 +91,7 @@ class LlamaVerifier:
         judged: dict[int, Judged] = {}
         failed: dict[int, EcdError] = {}
         for item, segment, rows in zip(taking, segments, self._context.decode(segments), strict=True):
-            sequence = self._sequences[item.key]
+            sequence = self._places[item.key]
             hints = item.hints[: max(0, segment.rows - 1)]
             sequence.cached = segment.start + len(segment.tokens) - len(hints)
             if not segment.rows:
@@ -104,13 +103,13 @@ class LlamaVerifier:
                 log.exception("judging session %d failed", item.key)
                 failed[item.key] = EngineError(f"the target's logits could not be judged: {e}")
                 continue
-            judged[item.key] = Judged(verdict, len(hints), logprobs)
+            judged[item.key] = Judged(verdict, len(hints), logprobs, sequence.reused)
             sequence.cached += verdict.accepted
         return StepResult(judged, failed, sum(len(s.tokens) for s in segments), len(segments))
 
     def _segment(self, item: Work) -> Segment:
         """The session's next piece; hints follow where it is the one token that was committed last."""
-        sequence = self._sequences[item.key]
+        sequence = self._places[item.key]
         start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
         hints = item.hints if end - start == 1 else ()
         tokens = [*item.tokens[start:end], *(hint.token for hint in hints)]
@@ -120,7 +119,7 @@ class LlamaVerifier:
         judged: dict[int, Judged] = {}
         total = 0
         for item in work:
-            sequence = self._sequences[item.key]
+            sequence = self._places[item.key]
             start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
             if start >= item.prompt_len:
                 end = start + 1
@@ -151,5 +150,5 @@ class LlamaVerifier:
                 )
             verdict = Verdict(tuple(committed[len(item.tokens) :]), accepted)
             logprobs = verdict_logprobs(judging, verdict.tokens, item.logprobs)
-            judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1), logprobs)
+            judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1), logprobs, sequence.reused)
         return StepResult(judged, {}, total, len(work), one_pass=False)

@@ -42,6 +42,7 @@ def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
         max_verify=config.max_verify,
         threads=config.threads,
         stable=config.stable,
+        kv_cache=config.kv_cache,
     )
     return model, verifier
 

@@ -9,16 +9,17 @@ import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from ecd.cloud.assist import Assist
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.prefixes import Prefixes
 from ecd.cloud.session import Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
+from ecd.errors import Code, EcdError, EngineError, EngineLost
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -35,6 +36,9 @@ from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, 
 log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
+
+# So long must nobody have wanted anything before idle time is used.
+IDLE_S = 0.25
 
 
 @dataclass(slots=True)
@@ -81,6 +85,8 @@ class CloudService:
         self._by_address: dict[Address, int] = {}
         self._by_key: dict[int, Address] = {}
         self._to_forget: list[int] = []
+        self._prefixes = Prefixes()
+        self._prepared = True
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._draining = False
@@ -114,7 +120,7 @@ class CloudService:
                 self._busy_until = None
                 self._tell(untold)
                 untold = []
-                await self._wait(self._batcher.next_timer())
+                await self._rest()
                 continue
             forget, self._to_forget = self._to_forget, []
             step = self._loop.run_in_executor(self._engine, self._run_step, forget, work)
@@ -228,7 +234,7 @@ class CloudService:
             link, stream = self._by_key[key]
             said.append((link, _message_of(stream, outcome, end - start)))
             if isinstance(outcome, EcdError) or outcome.finish is not Finish.NONE:
-                self._forget(key)
+                self._over(key)
         return said
 
     def _tell(self, said: list[tuple[Link, Message]]) -> None:
@@ -251,6 +257,14 @@ class CloudService:
             result = StepResult(failed={item.key: error for item in work})
         return result, start, perf_counter()
 
+    async def _rest(self) -> None:
+        """Until a session may go on; idle time that lasts is used to prepare for later ones."""
+        idle = not (self._prepared or self._batcher.running)
+        await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
+        while idle and not (self._prepared or self._changed.is_set()):
+            work = self._loop.run_in_executor(self._engine, self._verifier.prepare, self._changed.is_set)
+            self._prepared = not await work
+
     async def _wait(self, until: float | None) -> None:
         self._changed.clear()
         try:
@@ -259,11 +273,20 @@ class CloudService:
         except TimeoutError:
             pass
 
+    def _over(self, key: int) -> None:
+        """A text is complete; one whose link was lost will be gone on with instead."""
+        self._forget(key)
+        self._prepared = False
+
     def _forget(self, key: int) -> None:
         address = self._by_key.pop(key)
         del self._by_address[address]
         if self._assist is not None:
             self._assist.forget(*address)
+        session = self._batcher.get(key)
+        if session is not None:
+            # Not at once: the next step is not to wait for it.
+            self._loop.call_soon(self._prefixes.remember, session.tokens)
         if self._batcher.remove(key):
             self._to_forget.append(key)
         self._changed.set()
@@ -310,21 +333,23 @@ class CloudService:
                     self._forget(key)
             case Reset():
                 if key is not None:
-                    self._forget(key)
+                    self._over(key)
             case Credit() | Tokens():
                 pass
 
     def _open(self, link: Link, message: Open) -> None:
         try:
-            if message.prefix_len:
-                raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
-            self._batcher.check_fits(len(message.prompt), message.max_tokens)
+            self._batcher.check_fits(message.prefix_len + len(message.prompt), message.max_tokens)
+            if message.prefix_len and message.prompt:
+                prefix = self._prefixes.resolve(message.prefix_hash, message.prefix_len)
+                message = replace(message, prompt=(*prefix, *message.prompt))
             session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
             key = next(self._keys)
             self._batcher.add(key, session)
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))
             return
+        self._prefixes.remember(message.prompt)
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)
         self._changed.set()
@@ -344,6 +369,7 @@ def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Me
                 step_us,
                 outcome.finish,
                 outcome.logprobs,
+                outcome.cached,
             )
         case EcdError():
             return Reset(stream, outcome.code, str(outcome))

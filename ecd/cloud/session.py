@@ -35,7 +35,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What one forward added: `accepted` of the ids were hints, out of `verified` looked at."""
+    """What one forward added: `accepted` of the ids were hints, out of `verified` looked at.
+
+    `cached`, told with the first: how many of the session's tokens the engine held when it began.
+    """
 
     base: int
     ids: tuple[int, ...]
@@ -43,6 +46,7 @@ class Committed:
     verified: int
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached: int | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class Session:
     vocabulary: Vocabulary
     waiting_since: float
     logprobs: int | None = None
+    fresh: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     in_step: list[float] = field(default_factory=list)
     decoding: bool = False
@@ -102,6 +107,7 @@ class Session:
             vocabulary=vocabulary,
             waiting_since=now,
             logprobs=request.logprobs,
+            fresh=bool(request.fresh),
         )
 
     @property
@@ -196,8 +202,10 @@ class Session:
         verified: int,
         now: float,
         logprobs: tuple[TokenLogprobs, ...] | None = None,
+        cached: int = 0,
     ) -> Committed:
         """Adds a forward's tokens, and their logprobs, as far as they go before the text ends."""
+        first = None if self.forwards else cached or None
         base, finish, ids = len(self.tokens), Finish.NONE, []
         for token in verdict.tokens:
             ids.append(token)
@@ -216,7 +224,7 @@ class Session:
         self.verified += verified
         self.accepted += accepted
         told = None if logprobs is None else logprobs[: len(ids)]
-        return Committed(base, tuple(ids), accepted, verified, finish, told)
+        return Committed(base, tuple(ids), accepted, verified, finish, told, first)
 
     def _stops_at(self, token: int) -> bool:
         """Whether the text, which goes on with this token, now has a stop string."""

@@ -5,7 +5,7 @@ rules. It does not know connections, patience or stop conditions. Methods are ca
 `stats`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,7 @@ class Work:
     """One session's part in a step: all its `tokens` (prompt and answer), and hints to verify behind them.
 
     `logprobs`: how many of the most likely tokens to tell with each of the verdict's; None: no logprobs.
+    `fresh`: nothing that was computed for other sessions may serve it.
     """
 
     key: int
@@ -27,15 +28,20 @@ class Work:
     sampling: Sampling
     hints: Sequence[Hint]
     logprobs: int | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict, how many hints were looked at for it, and the logprobs of its tokens if asked for."""
+    """A verdict, how many hints were looked at for it, and the logprobs of its tokens if asked for.
+
+    `cached`: how many of the session's first tokens the engine held when it began.
+    """
 
     verdict: Verdict
     verified: int
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,14 @@ class Verifier(Protocol):
         ...
 
     def forget(self, key: int) -> None:
-        """Frees what the session holds; unknown keys are ignored."""
+        """The session is over; unknown keys are ignored. What it holds may serve others."""
+        ...
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """Uses idle time for one piece of work that saves later sessions some; False when there is none.
+
+        It returns soon after `stop` is true, which any thread may make it.
+        """
         ...
 
     def stats(self) -> dict[str, int | float]:

@@ -7,7 +7,7 @@ caching and quantised weights are vLLM's own business.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,9 +226,10 @@ class VllmVerifier:
         judged: dict[int, Judged] = {}
         failed: dict[int, EcdError] = {}
         for output in (output for group in outputs.values() for output in group.outputs):
-            item = turn[output.request_id]
+            item, cached = turn[output.request_id], 0
             if output.prefill_stats is not None:
-                self._cached_tokens += output.prefill_stats.num_cached_tokens
+                cached = output.prefill_stats.num_cached_tokens
+                self._cached_tokens += cached
             if output.finish_reason is not None:
                 failed[item.key] = EngineError(f"vLLM ended the session: {output.finish_reason}")
                 continue
@@ -238,13 +239,17 @@ class VllmVerifier:
             except EngineError as e:
                 failed[item.key] = e
                 continue
-            judged[item.key] = Judged(Verdict(tokens, len(tokens) - 1), verified, logprobs)
+            judged[item.key] = Judged(Verdict(tokens, len(tokens) - 1), verified, logprobs, cached)
         return StepResult(judged, failed, scheduler.batch_tokens, scheduler.batch_sessions)
 
     def forget(self, key: int) -> None:
         """Ends the session's request; what it cached stays for others, as long as there is room."""
         if self._engine is not None and (request := self._engine.requests.pop(key, None)) is not None:
             self._engine.core.abort_requests([request.request_id])
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """vLLM's prefix cache takes an answer's blocks as they are."""
+        return False
 
     def close(self) -> None:
         """Ends vLLM and its workers."""
@@ -282,6 +287,7 @@ class VllmVerifier:
                 ignore_eos=True,
                 detokenize=False,
                 logprobs=item.logprobs,
+                skip_reading_prefix_cache=item.fresh or None,
             ),
             pooling_params=None,
             arrival_time=time.time(),

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from ecd.edge.drafter import Prefill
 from ecd.edge.generation import Generation
 from ecd.edge.reopening import Reopening
 from ecd.edge.timeline import Timeline
@@ -34,9 +35,9 @@ class Chunk:
 class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
-    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `drafted_at` when
-    the draft model first guessed, `due` is that of `timer`. `timeline` is there when the request wants one,
-    `link` while the answer is another edge's.
+    Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
+    `timer`, `drafted_at` that of the draft model's first guess. `open_bytes`: what asking for it took on the
+    link. `timeline` is there when the request wants one, `link` while the answer is another edge's.
     """
 
     id: int
@@ -47,9 +48,11 @@ class Answer:
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None
-    drafted_at: float | None = None
     first_tokens: int = 0
     last_at: float | None = None
+    drafted_at: float | None = None
+    draft_prefill: Prefill = field(default_factory=Prefill)
+    open_bytes: int = 0
     wire_up: int = 0
     wire_down: int = 0
     due: float | None = None
@@ -88,6 +91,11 @@ class EdgeTotals:
     alternates_sent: int = 0
     alternates_used: int = 0
     resumed: int = 0
+    cached_tokens: int = 0
+    prefill_tokens: int = 0
+    prefix_tokens: int = 0
+    draft_cached_tokens: int = 0
+    draft_prefill_tokens: int = 0
     assisted: int = 0
     assisted_tokens: int = 0
     assists_failed: int = 0

@@ -85,9 +85,11 @@ class Assisting:
             return
         fresh = 0
         for answer in answers:
-            if answer.generation.slot is not None:
-                held = self.holder.held(answer.generation.slot)
-                fresh += max(0, held - self._held.get(answer.id, 0))
+            if (slot := answer.generation.slot) is not None:
+                held = self.holder.held(slot)
+                before = self._held.get(answer.id)
+                # What was taken over took no time.
+                fresh += max(0, held - (self.holder.prefill(slot).cached if before is None else before))
                 self._held[answer.id] = held
         if LEAST_READ_TOKENS <= fresh <= MOST_READ_TOKENS:
             self._meter.read(fresh, seconds)
@@ -190,6 +192,9 @@ class Assisting:
     def _consider(self, answer: Answer) -> None:
         generation = answer.generation
         if generation.slot is None or not generation.stream or not self._offered():
+            return
+        if generation.request.fresh:
+            # The cloud may hold some of it for another text.
             return
         assert self.holder is not None
         assert self.holder.shape is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ecd.edge.acceptance import Acceptance, DecayedRate
-from ecd.edge.drafter import Drafter, DraftTask
+from ecd.edge.drafter import Drafter, DraftTask, Prefill
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
 from ecd.sampling import Guess
@@ -106,6 +106,14 @@ class CombinedDrafter:
         self._model.release(slot)
         self._lookup.release(slot)
         self._forget_copies(slot)
+
+    def prefill(self, slot: int) -> Prefill:
+        """The model's: copying reads nothing."""
+        return self._model.prefill(slot)
+
+    def stats(self) -> dict[str, int]:
+        """The model's."""
+        return self._model.stats()
 
     def _forget_copies(self, slot: int) -> None:
         copies = self._copies[slot] = _Copies()

@@ -52,6 +52,7 @@ class DraftTask:
     A slot's `branch` 0 is its main line; others leave it somewhere and share its beginning. `committed`: so
     many tokens of the context are the target's and stay; the number only grows until the slot is released.
     `at_most`: guesses wanted; a drafter may return fewer. `model`: whether the draft model may be run for it.
+    `fresh`: nothing that was computed for another text may be used.
     """
 
     slot: int
@@ -62,6 +63,15 @@ class DraftTask:
     sampling: Sampling
     at_most: int = 1
     model: bool = True
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Tokens of a slot's text when the model was first asked: those held already, and those it read."""
+
+    cached: int = 0
+    read: int = 0
 
 
 class Drafter(Protocol):
@@ -79,7 +89,15 @@ class Drafter(Protocol):
         ...
 
     def release(self, slot: int) -> None:
-        """Forgets what the slot held."""
+        """The slot's text is over; what the slot holds of it may serve others."""
+        ...
+
+    def prefill(self, slot: int) -> Prefill:
+        """What the slot's text took before its first guess; any thread may ask, before `release`."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """What is kept of texts that are over. Any thread may ask."""
         ...
 
     def close(self) -> None:

@@ -93,11 +93,19 @@ class Generation:
     # -- the link
 
     def open(
-        self, stream: int, max_ahead: int, *, alternates: bool, conditions: Conditions | None, now: float
+        self,
+        stream: int,
+        max_ahead: int,
+        *,
+        alternates: bool,
+        conditions: Conditions | None,
+        now: float,
+        prefix: tuple[bytes, int] | None = None,
     ) -> list[Command]:
         """`stream` on a new connection is this generation's: starts, or goes on from what is committed.
 
-        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those.
+        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those. `prefix`: hash and
+        length of a beginning of the prompt that it may have already.
         """
         self._conditions = conditions
         request = self.request
@@ -118,17 +126,20 @@ class Generation:
         waits = self.slot is not None and (request.fixed_pace is not None or self.tally.drafted > 0)
         self._told = self._wire_pace() if waits else NO_PATIENCE
         self._told_exhausted = False
+        prefix_hash, prefix_len = prefix or (None, 0)
+        self.tally.prefix_tokens = prefix_len
         opening = Open(
             stream,
-            None,
-            0,
-            request.prompt,
+            prefix_hash,
+            prefix_len,
+            request.prompt[prefix_len:],
             self.committed,
             request.sampling.to_map(),
             request.max_tokens,
             request.stop,
             self._told,
             request.logprobs,
+            1 if request.fresh else None,
         )
         return [Send(opening), *self._send_hints()]
 
@@ -136,6 +147,11 @@ class Generation:
         """The stream is gone, nothing else is."""
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
+
+    def refused(self) -> None:
+        """The cloud did not take the stream: it is as if it had not been opened."""
+        self.lost()
+        self.stream = 0
 
     def receive(self, message: Tokens, now: float) -> list[Command]:
         """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
@@ -151,6 +167,8 @@ class Generation:
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
         )
+        if not self.origins:
+            self.tally.cached_tokens = min(message.cached or 0, len(self.request.prompt))
         for token in message.ids:
             self._switched = self._settle(token) or self._switched
         self.origins.extend(origins)
@@ -291,6 +309,7 @@ class Generation:
             request.sampling,
             self._room_for_copies if line is main else 1,
             model,
+            request.fresh,
         )
 
     def drafted(

@@ -41,6 +41,7 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
         slots=config.sessions,
         context_tokens=config.context_tokens,
         threads=config.threads,
+        kv_cache=config.kv_cache,
     )
     return model, drafter
 
@@ -81,7 +82,11 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     uplink = Uplink(host, port, link, backoff, service.on_event)
     service.attach(uplink)
     settings = PaceSettings(
-        Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
+        Objective(config.objective),
+        config.ahead_tokens,
+        config.patience_ms,
+        config.hint_tokens,
+        kv_cache=config.kv_cache is not None,
     )
     handing = Handing(service, link, insecure=config.insecure)
     limits = {"max_streams": config.sessions, "max_context": config.context_tokens}

@@ -1,11 +1,13 @@
 """The seam to a drafter whose KV cells can be taken and given, position by position.
 
-Methods are called from the drafter's thread, but `shape` and `held`, which anyone may ask while no call runs.
+Methods are called from the drafter's thread, but `shape`, `prefill` and `held`, which anyone may ask while no
+call runs.
 """
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from ecd.edge.drafter import Prefill
 from ecd.pages import Cells, Shape
 
 
@@ -16,6 +18,10 @@ class PageHolder(Protocol):
     @property
     def shape(self) -> Shape | None:
         """What its cells are like; None where they cannot be taken or given."""
+        ...
+
+    def prefill(self, slot: int) -> Prefill:
+        """What of the slot's text was held already when it began."""
         ...
 
     def held(self, slot: int) -> int:

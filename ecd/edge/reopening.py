@@ -22,8 +22,12 @@ class Reopen(Enum):
 
 @dataclass(slots=True)
 class Reopening:
-    """Engines that were lost under one answer, in a row, and at how many committed tokens the last was."""
+    """Engines that were lost under one answer, in a row, and at how many committed tokens the last was.
 
+    `whole`: whether its prompt is to be sent whole, since the cloud no longer had a part of it.
+    """
+
+    whole: bool = False
     _losses: int = 0
     _lost_at: int = 0
 
@@ -34,6 +38,9 @@ class Reopening:
                 self._losses = self._losses + 1 if committed == self._lost_at else 1
                 self._lost_at = committed
                 return Reopen.NOW if self._losses <= MAX_ENGINE_LOSSES else Reopen.NEVER
+            case Code.UNKNOWN_PREFIX if not self.whole:
+                self.whole = True
+                return Reopen.NOW
             case Code.DRAINING:
                 return Reopen.LATER
             case Code.BUSY if committed:

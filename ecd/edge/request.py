@@ -22,6 +22,7 @@ class Request:
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
     controller. Without `alternates` the draft's second choices are not followed.
     `logprobs`: how many of the most likely tokens to tell with each committed one, None for no logprobs.
+    `fresh`: nothing that was computed for earlier texts may be used, here or at the cloud.
     `timeline`: keep what happens and when, for a reader that draws it. `committed`: tokens of the answer that
     there are already, when it comes from another edge.
     """
@@ -37,6 +38,7 @@ class Request:
     patience_us: int | None = None
     hint_tokens: int | None = None
     logprobs: int | None = None
+    fresh: bool = False
     timeline: bool = False
     committed: tuple[int, ...] = ()
 
@@ -78,3 +80,5 @@ class Tally:
     forwards_without_hints: int = 0
     resumed: int = 0
     step_us: int = 0
+    cached_tokens: int = 0
+    prefix_tokens: int = 0

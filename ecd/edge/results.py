@@ -35,7 +35,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
     request, tally = answer.generation.request, answer.generation.tally
     ids = answer.generation.committed
     first, last = answer.first_at or answer.started_at, answer.last_at or answer.started_at
-    ready = answer.drafted_at
+    drafted, draft = answer.drafted_at, answer.draft_prefill
     later = len(ids) - answer.first_tokens
     return {
         "id": answer.id,
@@ -57,7 +57,6 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
         },
         "stats": {
             "ttft_ms": (first - answer.started_at) * 1000,
-            "draft_ready_ms": None if ready is None else (ready - answer.started_at) * 1000,
             "total_ms": (last - answer.started_at) * 1000,
             "tokens_per_s": later / (last - first) if later and last > first else 0.0,
             "drafted": tally.drafted,
@@ -79,6 +78,13 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
             "wire_bytes_down": answer.wire_down,
             "rtt_ms": answer.rtt_ms,
             "resumed": tally.resumed,
+            "cached_tokens": tally.cached_tokens,
+            "prefill_tokens": len(request.prompt) - tally.cached_tokens,
+            "prefix_tokens": tally.prefix_tokens,
+            "open_bytes": answer.open_bytes,
+            "draft_cached_tokens": draft.cached,
+            "draft_prefill_tokens": draft.read,
+            "draft_ready_ms": None if drafted is None else (drafted - answer.started_at) * 1000,
         },
     }
 

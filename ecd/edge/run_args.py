@@ -28,7 +28,8 @@ class RunArgs(BaseModel):
     alternates: whether the draft's second choices are followed too. objective, patience_ms (how long the
     cloud may hold a step back), hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens:
     the edge's settings where they are None. logprobs: how many of the most likely tokens to tell with each
-    token's logprob, nothing where it is None.
+    token's logprob, nothing where it is None. kv_cache: False to use nothing that was computed for earlier
+    texts.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -54,6 +55,7 @@ class RunArgs(BaseModel):
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    kv_cache: bool | None = None
 
     def sampling(self) -> Sampling:
         """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
@@ -80,6 +82,7 @@ class PaceSettings:
     ahead_tokens: int | None = None
     patience_ms: float | Literal["rounds"] | None = None
     hint_tokens: int | None = None
+    kv_cache: bool = True
 
 
 def parse_run(args: dict[str, Any]) -> RunArgs:
@@ -118,6 +121,7 @@ def request_of(args: RunArgs, tokenizer: Tokenizer, settings: PaceSettings) -> R
         patience_us=patience_us(settings.patience_ms if args.patience_ms is None else args.patience_ms),
         hint_tokens=settings.hint_tokens if args.hint_tokens is None else args.hint_tokens,
         logprobs=args.logprobs,
+        fresh=not (settings.kv_cache if args.kv_cache is None else args.kv_cache),
     )
 
 

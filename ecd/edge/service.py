@@ -18,6 +18,7 @@ from ecd.edge.assisting import Assisting, Put, put
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Generation, Phase
+from ecd.edge.known_prefixes import KnownPrefixes
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
 from ecd.edge.page_holder import PageHolder
@@ -32,7 +33,7 @@ from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
 from ecd.wire.link import Link
-from ecd.wire.messages import Credit, Finish, Kv, Reset, Tokens
+from ecd.wire.messages import Credit, Finish, Kv, Open, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class EdgeService:
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
-        self._takes_alternates = False
+        self._takes_alternates = self._takes_prefixes = False
+        self._known = KnownPrefixes()
         self.assisting = Assisting(pages, encoding, meter, self.totals, lambda: self.uplink.link)
 
     def attach(self, uplink: Uplink) -> None:
@@ -159,6 +161,10 @@ class EdgeService:
             self._abandon(answer)
             self._end(answer, RemoteError(Code.CANCELLED, "the edge is stopping"))
 
+    def kv_stats(self) -> dict[str, int]:
+        """What the drafter keeps of texts that are over."""
+        return self._drafter.stats()
+
     def close(self) -> None:
         """Frees the drafter; nothing may be asked of it any more."""
         self._thread.submit(self._drafter.close)
@@ -229,23 +235,25 @@ class EdgeService:
                     self._perform(answer, answer.generation.stop_drafting())
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
-        if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
+        reading = any(answer.drafted_at is None for answer, _ in wanted)
+        if not reading and all(guesses and guesses[0].drafter == "model" for guesses in results):
             self.meter.drafted(seconds)
         left = iter(results)
         for answer, tasks in wanted:
             guesses = list(itertools.islice(left, len(tasks)))
             if answer.id in self.answers:
                 now = monotonic()
+                if answer.drafted_at is None and any(g.drafter == "model" for run in guesses for g in run):
+                    answer.drafted_at = now
                 if answer.timeline is not None:
                     answer.timeline.drafted(tasks, guesses, now - seconds, now)
-                if answer.drafted_at is None and any(g.drafter == "model" for each in guesses for g in each):
-                    answer.drafted_at = now
                 self._perform(answer, answer.generation.drafted(tasks, guesses, now))
         self.assisting.read([answer for answer, _ in wanted if answer.id in self.answers], seconds)
 
     def _free(self, answer: Answer) -> None:
         slot = answer.generation.slot
         if slot is not None:
+            answer.draft_prefill = self._drafter.prefill(slot)
             self._to_release.append(slot)
             self._free_slots.append(slot)
             answer.generation.slot = None
@@ -263,6 +271,7 @@ class EdgeService:
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
                 self._takes_alternates = "alternates" in event.peer.features
+                self._takes_prefixes = "prefix" in event.peer.features
                 self.meter.link_bytes_per_s = None
                 for answer in list(self.answers.values()):
                     self._open(answer)
@@ -302,6 +311,8 @@ class EdgeService:
         self._by_stream[stream] = answer
         # A cloud that names no limit takes hints however far ahead.
         max_ahead = self.cloud_limits.get("max_ahead", MAX_AHEAD)
+        request = answer.generation.request
+        whole = request.fresh or answer.reopening.whole or not self._takes_prefixes
         try:
             commands = answer.generation.open(
                 stream,
@@ -309,6 +320,7 @@ class EdgeService:
                 alternates=self._takes_alternates,
                 conditions=self.meter.conditions,
                 now=monotonic(),
+                prefix=None if whole else self._known.longest(request.prompt),
             )
             self._perform(answer, commands)
             self.assisting.reopened(answer)
@@ -365,6 +377,9 @@ class EdgeService:
                 del self._by_stream[message.stream]
                 reason = readable(message.message)
                 answer.generation.lost()
+                if message.code is Code.UNKNOWN_PREFIX:
+                    answer.generation.refused()
+                    self._known.forget()
                 match answer.reopening.after(message.code, len(answer.generation.committed)):
                     case Reopen.NOW:
                         log.warning("session %d is opened again: %s", answer.id, reason)
@@ -465,7 +480,9 @@ class EdgeService:
 
     def _send(self, answer: Answer, message: Any) -> None:
         if (link := answer.link or self.uplink.link) is not None:
-            answer.wire_up += link.send(message)
+            size = link.send(message)
+            answer.wire_up += size
+            answer.open_bytes += size if isinstance(message, Open) else 0
             rtt_s = link.connection.rtt.smoothed_s
             answer.rtt_ms = None if rtt_s is None else rtt_s * 1000
 
@@ -473,6 +490,7 @@ class EdgeService:
         now = answer.waiting_since = monotonic()
         if answer.first_at is None:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
+            self._known.add(answer.generation.request.prompt)
         answer.last_at = now
         done = answer.generation.phase is Phase.FINISHED
         last = len(emit.ids) - 1 if done else None
@@ -490,6 +508,8 @@ class EdgeService:
         else:
             answer.link.abort()
         self._free(answer)
+        if answer.generation.origins:
+            self._known.add(answer.generation.tokens)
         answer.generation.phase = Phase.FINISHED
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
@@ -499,6 +519,11 @@ class EdgeService:
         self.totals.accepted += tally.accepted
         self.totals.target_forwards += tally.forwards
         self.totals.resumed += tally.resumed
+        self.totals.cached_tokens += tally.cached_tokens
+        self.totals.prefill_tokens += len(answer.generation.request.prompt) - tally.cached_tokens
+        self.totals.prefix_tokens += tally.prefix_tokens
+        self.totals.draft_cached_tokens += answer.draft_prefill.cached
+        self.totals.draft_prefill_tokens += answer.draft_prefill.read
         self.totals.alternates_sent += tally.alternates_sent
         self.totals.alternates_used += tally.alternates_used
         answer.chunks.put_nowait(outcome)

@@ -126,6 +126,7 @@ def request_of(opening: Open, pace: PaceSettings) -> Request:
         patience_us=patience_us(pace.patience_ms),
         hint_tokens=pace.hint_tokens,
         logprobs=opening.logprobs,
+        fresh=bool(opening.fresh),
         committed=opening.committed,
     )
 

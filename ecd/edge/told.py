@@ -46,6 +46,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         **asdict(totals),
         "conditions": conditions_told(service.meter, service.survival),
         "drafters": service.acceptance.totals(),
+        "kv_cache": service.kv_stats(),
         "pace": {} if newest is None else pace_told(newest, service.acceptance),
         "cpu_s": process_time(),
         "running": len(service.answers),

@@ -6,7 +6,7 @@ A context is used from one thread at a time; the vocabulary may be read from any
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ llama_cpp.llama_backend_init()
 # its special buffers.
 BUILT_WITH_AMX = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
+# What llama_decode returns when it was told to stop.
+ABORTED = 2
 # Of a model file, so many pieces of so many bytes stand for all of it: gigabytes take seconds to read.
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
@@ -154,6 +156,7 @@ class LlamaContext:
         params.no_perf = True
         self.n_batch = n_batch
         self._exact = exact
+        self._layout = (exact, n_seq)
         self._model = model
         self._n_vocab = model.n_vocab
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -185,7 +188,25 @@ class LlamaContext:
             rows |= zip((segment.sequence for segment in rest), self._decode_batch(rest), strict=True)
         return [rows[segment.sequence] for segment in segments]
 
-    def _decode_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
+    def decode_unless(self, stop: Callable[[], bool], segment: Segment) -> bool:
+        """Evaluates a segment without logits; False where `stop` said so first, which is asked all the time.
+
+        The sequence then ends where the segment begins. Raises EngineError, as `decode` does.
+        """
+        self.truncate(segment.sequence, segment.start)
+        asked = llama_cpp.ggml_abort_callback(lambda _: stop())
+        llama_cpp.llama_set_abort_callback(self._handle, asked, None)
+        try:
+            code = self._evaluate([segment])
+        finally:
+            llama_cpp.llama_set_abort_callback(self._handle, llama_cpp.ggml_abort_callback(), None)
+        if code == ABORTED:
+            self.truncate(segment.sequence, segment.start)
+            return False
+        self._check(code, len(segment.tokens))
+        return True
+
+    def _evaluate(self, segments: Sequence[Segment]) -> int:
         batch, n = self._batch, 0
         for segment in segments:
             first_row = len(segment.tokens) - segment.rows
@@ -197,12 +218,19 @@ class LlamaContext:
                 batch.logits[n] = offset >= first_row
                 n += 1
         batch.n_tokens = n
-        code = llama_cpp.llama_decode(self._handle, batch)
+        code: int = llama_cpp.llama_decode(self._handle, batch)
+        return code
+
+    @staticmethod
+    def _check(code: int, tokens: int) -> None:
         if code:
             reason = (
                 "the KV cache is full; raise context_tokens" if code == 1 else f"llama_decode returned {code}"
             )
-            raise EngineError(f"a batch of {n} tokens failed: {reason}")
+            raise EngineError(f"a batch of {tokens} tokens failed: {reason}")
+
+    def _decode_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
+        self._check(self._evaluate(segments), sum(len(segment.tokens) for segment in segments))
         total = sum(segment.rows for segment in segments)
         if not total:
             return [np.empty((0, self._n_vocab), np.float32) for _ in segments]
@@ -223,6 +251,14 @@ class LlamaContext:
         self.truncate(sequence, 0)
         llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, first, length)
 
+    def holds(self, sequence: int, length: int) -> bool:
+        """Whether all of the sequence's first `length` positions are in its cells.
+
+        Models that look at a window of the text only have lost those before it.
+        """
+        first = llama_cpp.llama_memory_seq_pos_min(self._memory, sequence)
+        return bool(first == 0 and llama_cpp.llama_memory_seq_pos_max(self._memory, sequence) >= length - 1)
+
     def save(self, sequence: int) -> NDArray[np.uint8]:
         """A copy of the sequence's cells. Raises EngineError."""
         size = llama_cpp.llama_state_seq_get_size(self._handle, sequence)
@@ -233,13 +269,23 @@ class LlamaContext:
         return state
 
     def load(self, sequence: int, state: NDArray[np.uint8]) -> bool:
-        """It holds what was saved and nothing else; False, and nothing at all, if it does not fit."""
+        """The sequence holds what was saved and nothing else; False, and nothing at all, if that fails."""
         self.truncate(sequence, 0)
         read = llama_cpp.llama_state_seq_set_data(self._handle, _pointer(state), state.nbytes, sequence)
         if read != state.nbytes:
             self.truncate(sequence, 0)
             return False
         return True
+
+    def fingerprint(self) -> bytes:
+        """What must be the same where a saved state is loaded: model, llama.cpp, the layout of cells."""
+        digest = hashlib.blake2b(
+            repr((llama_cpp.__version__, llama_cpp.LLAMA_STATE_SEQ_VERSION, self._layout)).encode(),
+            digest_size=16,
+        )
+        digest.update(llama_cpp.llama_print_system_info())
+        digest.update(self._model.digest())
+        return digest.digest()
 
     def close(self) -> None:
         """Frees the KV cache; the context must not be used afterwards."""

@@ -23,3 +23,16 @@ def next_piece(cached: int, prompt_len: int, length: int) -> tuple[int, int]:
         return cached, prompt_len
     end = min(cached + PROMPT_CHUNK_TOKENS, prompt_len)
     return end - PROMPT_CHUNK_TOKENS, end
+
+
+def whole_chunks(prompt_len: int, cached: int) -> int:
+    """How many of a sequence's first tokens were evaluated in whole chunks at their fixed places.
+
+    Every prompt that begins with them has the same cells there, bit for bit. Behind them are the prompt's
+    last piece, which has replaced the end of the chunk before it, and what followed the prompt in smaller
+    pieces. `cached` of the tokens are evaluated, `prompt_len` is that of the prompt among them.
+    """
+    if cached < prompt_len:
+        return cached - cached % PROMPT_CHUNK_TOKENS
+    short = prompt_len % PROMPT_CHUNK_TOKENS
+    return prompt_len if not short else max(0, prompt_len - short - PROMPT_CHUNK_TOKENS)

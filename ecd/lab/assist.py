@@ -133,7 +133,7 @@ def line_of(row: Ready) -> str:
     show_default=True,
     help="Of an answer; they must last until the draft is ready.",
 )
-@click.option("--repeat", type=REPEATS, default=2, show_default=True)
+@click.option("--repeat", type=REPEATS, default=2, show_default=True, help="Answers of each kind.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
 @click.option("--json", "out", type=FILE, help="Write the numbers here.")
 def assist(

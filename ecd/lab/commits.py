@@ -5,7 +5,7 @@ can be held against them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -35,6 +35,10 @@ class NotingVerifier:
     def forget(self, key: int) -> None:
         """The other's."""
         self._inner.forget(key)
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """The other's."""
+        return self._inner.prepare(stop)
 
     def stats(self) -> dict[str, int | float]:
         """The other's."""

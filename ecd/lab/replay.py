@@ -5,7 +5,7 @@ the daemons with them. All else is the daemons' own: sockets, frames, batching, 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ecd import cli
 from ecd.cloud.main import run_cloud
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Verifier, Work
 from ecd.config import CloudConfig, EdgeConfig, load_config
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.main import run_edge
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.errors import BadRequest, EcdError, EngineError
@@ -137,6 +137,10 @@ class ReplayVerifier:
         """Forgets the session."""
         self._sequences.pop(key, None)
 
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        """There is nothing to compute."""
+        return False
+
     def stats(self) -> dict[str, int | float]:
         """Nothing fills up."""
         return {}
@@ -215,6 +219,14 @@ class ReplayDrafter:
     def release(self, slot: int) -> None:
         """Forgets that the slot's prompt was read."""
         self._read.pop(slot, None)
+
+    def prefill(self, slot: int) -> Prefill:
+        """Whatever is replayed is read anew."""
+        return Prefill(0, self._read.get(slot, 0))
+
+    def stats(self) -> dict[str, int]:
+        """Nothing is kept."""
+        return {}
 
     def close(self) -> None:
         """There is nothing to free."""

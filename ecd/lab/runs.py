@@ -38,7 +38,13 @@ class Variant:
     k: int | None = None
 
     def arguments(self, objective: Objective) -> dict[str, Any]:
-        """Arguments of `run` on the edge's control socket."""
+        """Arguments of `run` on the edge's control socket.
+
+        Whoever is asked a prompt first must not have read it for the others.
+        """
+        return {"kv_cache": False, **self._deciding(objective)}
+
+    def _deciding(self, objective: Objective) -> dict[str, Any]:
         match self.mode:
             case Mode.CLOUD:
                 return {"draft": False}

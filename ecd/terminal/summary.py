@@ -20,6 +20,11 @@ def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     origins = Counter(result["origins"])
     rows = [
         ("tokens", f"{tokens}, after a prompt of {usage['prompt_tokens']}"),
+        (
+            "prompt",
+            f"{stats['cached_tokens']} tokens held by the cloud, {stats['prefill_tokens']} read there, "
+            f"{usage['prompt_tokens'] - stats['prefix_tokens']} sent",
+        ),
         ("ended by", {"stop": "the model, or a stop text", "length": "max-tokens"}[result["finish_reason"]]),
         ("first token", f"after {stats['ttft_ms']:.0f} ms"),
         ("all of it", f"after {stats['total_ms'] / 1000:.2f} s"),

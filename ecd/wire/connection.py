@@ -37,8 +37,8 @@ from ecd.wire.messages import (
 )
 
 MAJOR, MINOR = 1, 0
-# What every end offers, and what only those offer that have pages to give or use for them.
-FEATURES = ("q", "alternates")
+# What every end offers, and what only those offer that have pages to give or a use for them.
+FEATURES = ("q", "alternates", "prefix")
 PAGES = "pages"
 HANDSHAKE_FRAME_BYTES = 64 << 10
 MAX_STREAM = (1 << 31) - 1

@@ -118,6 +118,7 @@ class Open:
     """Starts a session. The prompt is `prefix_len` tokens that hash to `prefix_hash`, then `prompt`.
 
     `logprobs`: how many of the most likely tokens are told with each committed one; None: no logprobs at all.
+    `fresh`: 1 where nothing that was computed for other sessions may serve this one.
     """
 
     TYPE: ClassVar[int] = 3
@@ -131,6 +132,7 @@ class Open:
     stop: tuple[str, ...]
     pace: Pace
     logprobs: int | None = None
+    fresh: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class Tokens:
     """What one target forward committed from position `base` on.
 
     The first `accepted` ids were hints, `verified` hints were looked at, `step_us` is the forward's wall
-    time. `logprobs`: one for each id, if OPEN asked for them.
+    time. `logprobs`: one for each id, if OPEN asked for them. `cached`: in the first of a stream, how many of
+    the session's tokens the cloud held already.
     """
 
     TYPE: ClassVar[int] = 5
@@ -170,6 +173,7 @@ class Tokens:
     step_us: int
     finish: Finish = Finish.NONE
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +310,7 @@ LOGPROB = Codec("logprob", _encode_logprob, _decode_logprob)
 FIELDS: dict[type[Message], tuple[Codec, ...]] = {
     Hello: (U16, U16, array_of(TEXT), optional(BYTES), MAP, MAP, TEXT),
     Welcome: (U16, U16, array_of(TEXT), MAP, MAP, MAP, TEXT),
-    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8)),
+    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8), optional(U8)),
     Draft: (
         U32,
         U32,
@@ -316,7 +320,7 @@ FIELDS: dict[type[Message], tuple[Codec, ...]] = {
         optional(array_of(ALTERNATE)),
         optional(PACE),
     ),
-    Tokens: (U32, IDS, U16, U16, U32, enum(Finish), optional(array_of(LOGPROB))),
+    Tokens: (U32, IDS, U16, U16, U32, enum(Finish), optional(array_of(LOGPROB)), optional(U32)),
     Commit: (U32, IDS, enum(Origin)),
     Kv: (enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),
     Credit: (U32,),

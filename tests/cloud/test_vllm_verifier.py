@@ -401,11 +401,15 @@ def test_rejection_keeps_the_distribution_and_accepts_as_theory_says(
     assert abs(accepted / total - theory) < 4 * np.sqrt(theory * (1 - theory) / total)
 
 
-def read_prompts(engine: VllmVerifier, keys: Sequence[int], prompt: list[int]) -> dict[int, Judged]:
+def read_prompts(
+    engine: VllmVerifier, keys: Sequence[int], prompt: list[int], **changes: Any
+) -> dict[int, Judged]:
     """Opens sessions with the same prompt; each's first token."""
     opened: dict[int, Judged] = {}
     while len(opened) < len(keys):
-        waiting = [Work(key, prompt, len(prompt), Sampling(), []) for key in keys if key not in opened]
+        waiting = [
+            Work(key, prompt, len(prompt), Sampling(), [], **changes) for key in keys if key not in opened
+        ]
         opened |= engine.step(waiting).judged
     return opened
 
@@ -445,10 +449,14 @@ def test_what_was_read_before_is_not_read_again(engine: VllmVerifier, prompts: l
     read_prompts(engine, [key], long)
     engine.forget(key)
     before = engine.stats()["cached_tokens"]
-    read_prompts(engine, [key + 1], long)
+    again = read_prompts(engine, [key + 1], long)[key + 1]
     engine.forget(key + 1)
     # All whole blocks of 32 but what must be computed to say the first token.
-    assert engine.stats()["cached_tokens"] - before == len(long) // 32 * 32
+    assert engine.stats()["cached_tokens"] - before == again.cached == len(long) // 32 * 32
+    fresh = read_prompts(engine, [key + 2], long, fresh=True)[key + 2]
+    engine.forget(key + 2)
+    assert fresh.cached == 0
+    assert fresh.verdict == again.verdict
 
 
 def test_long_prompts_are_read_in_pieces_side_by_side(

@@ -4,11 +4,12 @@ import pytest
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer
+from ecd.edge.drafter import Prefill
 from ecd.edge.generation import Generation
 from ecd.edge.pacing import Objective, Pacer
 from ecd.edge.request import Request
 from ecd.edge.results import check_result_fits, result_of
-from ecd.edge.run_args import parse_run
+from ecd.edge.run_args import PaceSettings, parse_run, request_of
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.errors import BadRequest, ProtocolError
 from ecd.logprobs import MAX_TOP, TokenLogprobs
@@ -16,6 +17,7 @@ from ecd.sampling import Sampling
 from ecd.text import TextStream
 from ecd.wire.frames import encode_frame
 from ecd.wire.messages import Finish, Origin
+from tests.edge.gateway.instant_cloud import ByteModel
 
 LARGEST_ID = (1 << 24) - 1
 
@@ -71,3 +73,28 @@ def test_without_logprobs_any_length_may_be_asked_for() -> None:
 def test_a_bad_number_of_them_is_refused_by_name(logprobs: object) -> None:
     with pytest.raises(BadRequest, match=r"^logprobs: "):
         parse_run({"prompt": "x", "logprobs": logprobs})
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_whether_earlier_texts_serve_is_the_edges_to_say_unless_asked(default: bool) -> None:
+    settings = PaceSettings(kv_cache=default)
+
+    def fresh(**args: object) -> bool:
+        return request_of(parse_run({"prompt": "x", **args}), ByteModel(), settings).fresh
+
+    assert fresh() is fresh(kv_cache=None) is not default
+    assert fresh(kv_cache=False) is True
+    assert fresh(kv_cache=True) is False
+    with pytest.raises(BadRequest, match=r"^kv_cache: "):
+        parse_run({"prompt": "x", "kv_cache": "off"})
+
+
+def test_a_result_tells_what_was_held_and_what_was_read() -> None:
+    answer = finished(2, None)
+    answer.generation.tally.cached_tokens = 1
+    answer.draft_prefill, answer.drafted_at, answer.open_bytes = Prefill(3, 4), 0.25, 70
+    stats = result_of(answer, Finish.LENGTH, {})["stats"]
+    assert (stats["cached_tokens"], stats["prefill_tokens"]) == (1, 0)
+    assert (stats["draft_cached_tokens"], stats["draft_prefill_tokens"]) == (3, 4)
+    assert (stats["draft_ready_ms"], stats["open_bytes"]) == (250.0, 70)
+    assert result_of(finished(2, None), Finish.LENGTH, {})["stats"]["draft_ready_ms"] is None

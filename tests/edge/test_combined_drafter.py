@@ -6,7 +6,7 @@ import pytest
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.combined_drafter import CombinedDrafter
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.lookup_drafter import LookupDrafter, confidence
 from ecd.edge.meter import Meter
 from ecd.sampling import Guess, Sampling
@@ -30,6 +30,12 @@ class FakeModel:
 
     def release(self, slot: int) -> None:
         self.released.append(slot)
+
+    def prefill(self, slot: int) -> Prefill:
+        return Prefill(slot, 7)
+
+    def stats(self) -> dict[str, int]:
+        return {"hits": 3}
 
     def close(self) -> None:
         self.closed = True

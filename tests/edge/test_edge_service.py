@@ -8,17 +8,18 @@ import pytest
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.request import Request
 from ecd.edge.service import EdgeService
 from ecd.edge.timeline import Committed, TokensArrived
 from ecd.edge.uplink import Uplink
-from ecd.errors import Code
+from ecd.errors import Code, RemoteError
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess, Sampling
-from ecd.wire.connection import Received, Rtt
-from ecd.wire.messages import Finish, Open, Tokens
+from ecd.wire.connection import Closed, Connected, Received, Rtt
+from ecd.wire.messages import Finish, Open, Reset, Tokens, Welcome
+from ecd.wire.prefix import blocks
 
 PROMPT = (90, 91)
 # Bytes 0 to 255, and nothing else.
@@ -32,6 +33,12 @@ class NoDrafter:
         raise AssertionError
 
     def release(self, slot: int) -> None: ...
+
+    def prefill(self, slot: int) -> Prefill:
+        raise AssertionError
+
+    def stats(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None: ...
 
@@ -54,6 +61,11 @@ class Wire:
         self.closed.append((code, message))
 
 
+def welcome(features: tuple[str, ...]) -> Welcome:
+    fingerprint = {"special": {"end_of_generation": []}}
+    return Welcome(0, 1, 0, features, {}, fingerprint, {}, "test")
+
+
 def told(token: int) -> TokenLogprobs:
     return TokenLogprobs(-token / 64, ((token, -token / 64),))
 
@@ -61,7 +73,9 @@ def told(token: int) -> TokenLogprobs:
 class Talk:
     """A service with one answer that runs, and what comes of it."""
 
-    def __init__(self, **asked: Any) -> None:
+    def __init__(
+        self, prompt: tuple[int, ...] = PROMPT, features: tuple[str, ...] = (), **asked: Any
+    ) -> None:
         self.wire = Wire()
         self.service = EdgeService(
             NoDrafter(),
@@ -72,7 +86,27 @@ class Talk:
             link_wait_s=9,
         )
         self.service.attach(cast(Uplink, SimpleNamespace(link=self.wire, refused=None)))
-        self.answer = self.service.start(Request(PROMPT, Sampling(), 20, **asked))
+        self.service.on_event(Connected(welcome(features)))
+        self.answer = self.service.start(Request(prompt, Sampling(), 20, **asked))
+
+    @property
+    def opened(self) -> Open:
+        """The OPEN that was sent last."""
+        return [message for message in self.wire.sent if isinstance(message, Open)][-1]
+
+    def ask(self, prompt: tuple[int, ...], **asked: Any) -> Open:
+        """Another answer takes the place of the one that was looked at; what was sent for it."""
+        self.answer = self.service.start(Request(prompt, Sampling(), 20, **asked))
+        return self.opened
+
+    def finish(self, ids: bytes) -> None:
+        """The answer is told and over."""
+        stream, base = self.answer.generation.stream, len(self.answer.generation.tokens)
+        message = Tokens(stream, base, tuple(ids), 0, 0, 900, Finish.STOP)
+        self.service.on_event(Received(message, 30))
+
+    def reset(self, code: Code) -> None:
+        self.service.on_event(Received(Reset(self.answer.generation.stream, code, "gone"), 30))
 
     def tokens(self, ids: bytes, finish: Finish = Finish.NONE, **changes: Any) -> None:
         logprobs = tuple(told(token) for token in ids)
@@ -150,3 +184,83 @@ async def test_a_timeline_is_kept_for_those_who_ask() -> None:
     assert committed == Committed(committed.at_ms, len(PROMPT), 3)
     assert 0 <= arrived.at_ms <= committed.at_ms
     assert talk.answer.live()["target_forwards"] == 1
+
+
+LONG = tuple(range(150))
+DELTAS = {"prompt": LONG, "features": ("prefix",)}
+
+
+async def test_the_next_turn_sends_what_is_new() -> None:
+    talk = Talk(**DELTAS)
+    assert (talk.opened.prefix_len, talk.opened.prompt) == (0, LONG)
+    talk.finish(bytes(60))
+    said = (*LONG, *bytes(60))
+    second = talk.ask((*said, 7, 8, 9))
+    assert second.prefix_len == 192
+    assert second.prefix_hash == list(blocks(said))[-1][0]
+    assert second.prompt == (*said[192:], 7, 8, 9)
+    assert talk.answer.generation.tally.prefix_tokens == 192
+    assert talk.answer.open_bytes == 1
+
+
+async def test_another_text_that_begins_alike_does_too_even_while_the_first_runs() -> None:
+    talk = Talk(**DELTAS)
+    assert talk.ask((*LONG[:100], 7)).prefix_len == 0, "nobody knows whether the cloud took it"
+    talk.finish(b"x")
+    assert talk.ask((*LONG[:90], 5)).prefix_len == 64
+
+
+async def test_a_cloud_that_does_not_offer_it_gets_whole_prompts() -> None:
+    talk = Talk(prompt=LONG)
+    talk.finish(b"x")
+    assert talk.ask((*LONG, 7)).prefix_len == 0
+
+
+async def test_who_wants_nothing_reused_sends_the_whole_and_says_so() -> None:
+    talk = Talk(**DELTAS)
+    assert talk.opened.fresh is None
+    talk.finish(b"x")
+    opened = talk.ask((*LONG, 7), fresh=True)
+    assert (opened.prefix_len, opened.prefix_hash, opened.fresh) == (0, None, 1)
+
+
+async def test_a_cloud_that_forgot_gets_the_whole_at_once() -> None:
+    talk = Talk(**DELTAS)
+    talk.finish(b"x")
+    assert talk.ask((*LONG, 7)).prefix_len == 128
+    talk.reset(Code.UNKNOWN_PREFIX)
+    assert (talk.opened.prefix_len, talk.opened.prompt) == (0, (*LONG, 7))
+    assert talk.answer.generation.tally.resumed == 0
+    talk.finish(b"y")
+    assert talk.answer.chunks.get_nowait().ids == (ord("y"),)  # type: ignore[union-attr]
+    assert talk.ask((*LONG, 7)).prefix_len == 128, "it knows it again"
+
+
+async def test_a_cloud_that_never_knows_is_not_asked_for_ever() -> None:
+    talk = Talk(**DELTAS)
+    talk.finish(b"x")
+    talk.ask((*LONG, 7))
+    talk.reset(Code.UNKNOWN_PREFIX)
+    talk.reset(Code.UNKNOWN_PREFIX)
+    error = talk.answer.chunks.get_nowait()
+    assert isinstance(error, RemoteError)
+    assert error.code is Code.UNKNOWN_PREFIX
+
+
+async def test_an_answer_that_is_resumed_builds_on_its_own_prompt() -> None:
+    talk = Talk(**DELTAS)
+    talk.tokens(b"ab", logprobs=None)
+    talk.service.on_event(Closed(Code.UNAVAILABLE, "lost"))
+    talk.service.on_event(Connected(welcome(("prefix",))))
+    assert (talk.opened.prefix_len, talk.opened.committed) == (128, tuple(b"ab"))
+
+
+async def test_what_the_cloud_had_is_told_and_never_more_than_there_is() -> None:
+    talk = Talk(prompt=LONG)
+    talk.tokens(b"a", logprobs=None, cached=64)
+    assert talk.answer.generation.tally.cached_tokens == 64
+    talk.tokens(b"b", logprobs=None, cached=128)
+    assert talk.answer.generation.tally.cached_tokens == 64
+    boastful = Talk(prompt=LONG)
+    boastful.tokens(b"a", logprobs=None, cached=1 << 31)
+    assert boastful.answer.generation.tally.cached_tokens == len(LONG)

@@ -1,10 +1,12 @@
 """The draft model at work: lines of one text share their cells, whichever way they fork."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from ecd.edge.drafter import DraftTask
+from ecd.config import KvCache, KvDisk
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.llama_drafter import BATCH_TOKENS, BRANCHES, MAX_SEQUENCES, LlamaDrafter
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
@@ -215,3 +217,151 @@ def test_many_slots_have_fewer_branches(draft: LlamaModel) -> None:
     wide = LlamaDrafter(draft, slots=MAX_SEQUENCES // 2, context_tokens=64, threads=1)
     assert (BRANCHES, wide.branches) == (3, 2)
     wide.close()
+
+
+class TestTextsThatAreOver:
+    """The second turn of a conversation, and other texts that begin alike."""
+
+    @pytest.fixture
+    def keeping(self, draft: LlamaModel) -> Iterator[LlamaDrafter]:
+        drafter = LlamaDrafter(draft, slots=3, context_tokens=512, threads=1, kv_cache=KvCache())
+        yield drafter
+        drafter.close()
+
+    @pytest.fixture
+    def second(self, tokens: list[int]) -> list[int]:
+        return [*tokens[:150], *tokens[200:220]]
+
+    @pytest.mark.parametrize("slot", [0, 2])
+    def test_a_second_turn_reads_what_is_new_in_whichever_slot(
+        self,
+        draft: LlamaModel,
+        keeping: LlamaDrafter,
+        tokens: list[int],
+        second: list[int],
+        decoded: Decoded,
+        slot: int,
+    ) -> None:
+        finish(keeping, task(tokens[:150]))
+        assert keeping.prefill(0) == Prefill(0, 150)
+        keeping.release(0)
+        assert keeping.stats()["kept_tokens"] == 150
+        read = len(decoded.calls)
+        (made,) = finish(keeping, task(second, slot=slot))
+        assert decoded.calls[read:] == [[20]]
+        assert keeping.prefill(slot) == Prefill(150, 20)
+        assert_same(made, afresh(draft, second))
+
+    def test_the_beginning_of_a_text_serves_and_the_rest_is_saved(
+        self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int], second: list[int], decoded: Decoded
+    ) -> None:
+        finish(keeping, task(tokens[:250]))
+        keeping.release(0)
+        other = [*tokens[:100], *tokens[20:30]]
+        (made,) = finish(keeping, task(other))
+        assert decoded.calls[-1] == [10]
+        assert_same(made, afresh(draft, other))
+        assert keeping.stats()["saved_texts"] == 1
+        keeping.release(0)
+        longer = [*tokens[:250], tokens[7]]
+        (made,) = finish(keeping, task(longer))
+        assert keeping.prefill(0) == Prefill(250, 1)
+        assert_same(made, afresh(draft, longer))
+
+    def test_only_the_last_text_stays_in_the_cells_and_the_others_come_back(
+        self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int], second: list[int], decoded: Decoded
+    ) -> None:
+        another = tokens[100:250]
+        finish(keeping, task(tokens[:150]), task(another, slot=1))
+        keeping.release(0)
+        keeping.release(1)
+        assert keeping.stats()["kept_tokens"] == 150
+        assert keeping.stats()["saved_texts"] == 1
+        for text, last in ((tokens[:150], 5), (another, 6), (tokens[:150], 7)):
+            longer = [*text, last]
+            (made,) = finish(keeping, task(longer))
+            assert keeping.prefill(0) == Prefill(150, 1)
+            assert_same(made, afresh(draft, longer))
+            keeping.release(0)
+
+    def test_texts_that_run_beside_each_other_share_their_beginning(
+        self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int], second: list[int]
+    ) -> None:
+        finish(keeping, task(tokens[:150]))
+        (made,) = finish(keeping, task(second, slot=1))
+        assert keeping.prefill(1) == Prefill(150, 20)
+        assert_same(made, afresh(draft, second))
+        keeping.release(1)
+        assert_same(finish(keeping, task(tokens[:151]))[0], afresh(draft, tokens[:151]))
+
+    def test_alternates_of_a_text_that_was_taken_over_share_it_too(
+        self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int], second: list[int], decoded: Decoded
+    ) -> None:
+        finish(keeping, task(tokens[:150]))
+        keeping.release(0)
+        branch = [*second[:165], tokens[90]]
+        made = finish(keeping, task(second), task(branch, branch=1))
+        assert_same(made[0], afresh(draft, second))
+        assert_same(made[1], afresh(draft, branch))
+
+    def test_what_was_guessed_wrong_is_not_taken_for_the_text(
+        self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int]
+    ) -> None:
+        finish(keeping, task([*tokens[:100], 5, 6, 7]))
+        keeping.release(0)
+        (made,) = finish(keeping, task(tokens[:110]))
+        assert keeping.prefill(0) == Prefill(100, 10)
+        assert_same(made, afresh(draft, tokens[:110]))
+
+    def test_they_survive_a_restart_on_a_disk(
+        self, draft: LlamaModel, tokens: list[int], second: list[int], tmp_path: Path
+    ) -> None:
+        def made() -> LlamaDrafter:
+            cache = KvCache(disk=KvDisk(path=tmp_path))
+            return LlamaDrafter(draft, slots=2, context_tokens=512, threads=1, kv_cache=cache)
+
+        drafter = made()
+        finish(drafter, task(tokens[:150]), task(tokens[60:200], slot=1))
+        drafter.release(0)
+        drafter.close()  # with one text that is over and one that is not
+        drafter = made()
+        assert drafter.stats()["disk_texts"] == 2
+        (guess,) = finish(drafter, task(second))
+        assert drafter.prefill(0) == Prefill(150, 20)
+        assert_same(guess, afresh(draft, second))
+        drafter.close()
+
+    def test_whoever_wants_it_fresh_reads_it_all(
+        self, keeping: LlamaDrafter, tokens: list[int], second: list[int]
+    ) -> None:
+        finish(keeping, task(tokens[:150]))
+        keeping.release(0)
+        finish(keeping, task(second, fresh=True))
+        assert keeping.prefill(0) == Prefill(0, 170)
+
+    def test_a_slot_that_never_asked_the_model_leaves_what_is_kept_alone(
+        self, keeping: LlamaDrafter, tokens: list[int], second: list[int]
+    ) -> None:
+        finish(keeping, task(tokens[:150]))
+        keeping.release(0)
+        keeping.draft([task(tokens[:30], model=False)])
+        assert keeping.prefill(0) == Prefill()
+        keeping.release(0)
+        finish(keeping, task(second))
+        assert keeping.prefill(0) == Prefill(150, 20)
+
+    def test_all_slots_can_be_full_beside_what_is_kept(self, draft: LlamaModel, tokens: list[int]) -> None:
+        drafter = LlamaDrafter(draft, slots=2, context_tokens=128, threads=1, kv_cache=KvCache())
+        for turn in range(3):
+            lines = [task(tokens[turn + 50 * slot :][:127], slot=slot) for slot in range(2)]
+            finish(drafter, *lines)
+            for slot in range(2):
+                drafter.release(slot)
+        drafter.close()
+
+    def test_without_a_cache_nothing_is_kept(self, drafter: LlamaDrafter, tokens: list[int]) -> None:
+        finish(drafter, task(tokens[:150]))
+        drafter.release(0)
+        assert drafter.stats() == {}
+        finish(drafter, task(tokens[:150]))
+        assert drafter.prefill(0) == Prefill(0, 150)

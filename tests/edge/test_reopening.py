@@ -44,8 +44,18 @@ def test_a_busy_cloud_is_asked_again_by_those_that_have_begun() -> None:
     assert talk((Code.BUSY, 1)) == [Reopen.LATER]
 
 
-@pytest.mark.parametrize(
-    "code", sorted(set(Code) - {Code.ENGINE_RESTARTED, Code.DRAINING, Code.BUSY}), ids=lambda code: code.name
-)
+@pytest.mark.parametrize("committed", [0, 3])
+def test_a_prompt_that_is_not_known_is_sent_whole_and_once(committed: int) -> None:
+    reopening = Reopening()
+    assert not reopening.whole
+    assert reopening.after(Code.UNKNOWN_PREFIX, committed) is Reopen.NOW
+    assert reopening.whole
+    assert reopening.after(Code.UNKNOWN_PREFIX, committed) is Reopen.NEVER
+
+
+REOPENED = {Code.ENGINE_RESTARTED, Code.DRAINING, Code.BUSY, Code.UNKNOWN_PREFIX}
+
+
+@pytest.mark.parametrize("code", sorted(set(Code) - REOPENED), ids=lambda code: code.name)
 def test_any_other_end_is_the_end(code: Code) -> None:
     assert talk((code, 7)) == [Reopen.NEVER]

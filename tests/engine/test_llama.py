@@ -148,3 +148,83 @@ def test_pieces_make_up_the_text(target: LlamaModel) -> None:
 def test_a_file_that_is_no_model_is_said() -> None:
     with pytest.raises(ModelError, match="cannot load"):
         LlamaModel(resolve(__file__))
+
+
+def behind(context: LlamaContext, sequence: int, tokens: list[int], at: int) -> NDArray[np.float32]:
+    """Logits behind the tokens from `at` on, one by one."""
+    rows = [
+        context.decode([Segment(sequence, place, [tokens[place]], 1)])[0].copy()
+        for place in range(at, len(tokens))
+    ]
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["own cells", "shared cells"])
+def test_what_was_saved_computes_the_same_in_another_sequence(
+    target: LlamaModel, tokens: list[int], exact: bool
+) -> None:
+    context = LlamaContext(target, n_ctx=256, n_seq=3, n_batch=256, threads=1, exact=exact)
+    context.decode([Segment(0, 0, tokens[:64], 0)])
+    context.decode([Segment(0, 64, tokens[64:100], 0)])
+    state = context.save(0)
+    expected = behind(context, 0, tokens[:110], 100)
+    context.decode([Segment(2, 0, tokens[30:70], 0)])
+    assert context.load(2, state)
+    np.testing.assert_allclose(behind(context, 2, tokens[:110], 100), expected, atol=0 if exact else 0.05)
+    # And as far as it is wanted only.
+    context.truncate(2, 64)
+    other = [*tokens[:64], *tokens[20:30]]
+    again = behind(context, 2, other, 64)
+    context.truncate(0, 64)
+    np.testing.assert_allclose(behind(context, 0, other, 64), again, atol=0 if exact else 0.05)
+    context.close()
+
+
+def test_it_survives_the_context(target: LlamaModel, tokens: list[int]) -> None:
+    contexts = [LlamaContext(target, n_ctx=256, n_seq=2, n_batch=64, threads=1) for _ in range(2)]
+    contexts[0].decode([Segment(0, 0, tokens[:64], 0)])
+    state = contexts[0].save(0)
+    expected = behind(contexts[0], 0, tokens[:70], 64)
+    assert contexts[1].load(1, state)
+    np.testing.assert_array_equal(behind(contexts[1], 1, tokens[:70], 64), expected)
+    assert contexts[0].fingerprint() == contexts[1].fingerprint()
+    for context in contexts:
+        context.close()
+
+
+def test_a_state_of_another_shape_is_refused_and_leaves_nothing(
+    target: LlamaModel, context: LlamaContext, tokens: list[int]
+) -> None:
+    other = LlamaContext(target, n_ctx=256, n_seq=2, n_batch=64, threads=1)
+    other.decode([Segment(0, 0, tokens[:64], 0)])
+    state = other.save(0)
+    assert other.fingerprint() != context.fingerprint()
+    other.close()
+    context.decode([Segment(1, 0, tokens[:20], 0)])
+    assert not context.load(1, state)
+    assert not context.holds(1, 1)
+    np.testing.assert_array_equal(behind(context, 1, tokens[:5], 0), one_by_one(context, 0, tokens[:5]))
+
+
+def test_it_knows_what_a_sequence_holds(context: LlamaContext, tokens: list[int]) -> None:
+    assert not context.holds(0, 1)
+    context.decode([Segment(0, 0, tokens[:40], 0)])
+    assert context.holds(0, 40)
+    assert not context.holds(0, 41)
+    context.truncate(0, 30)
+    assert context.holds(0, 30)
+    assert not context.holds(0, 31)
+
+
+def test_an_evaluation_can_be_given_up(context: LlamaContext, tokens: list[int]) -> None:
+    expected = behind(context, 0, tokens[:80], 0)[-16:]
+    chunk = Segment(1, 0, tokens[:64], 0)
+    assert not context.decode_unless(lambda: True, chunk)
+    assert not context.holds(1, 1)
+    context.decode([Segment(1, 0, tokens[:10], 0)])
+    assert not context.decode_unless(lambda: True, Segment(1, 5, tokens[5:69], 0))
+    assert context.holds(1, 5)
+    assert not context.holds(1, 6)
+    # What comes next is not stopped, and is none the worse.
+    assert context.decode_unless(lambda: False, Segment(1, 0, tokens[:20], 0))
+    np.testing.assert_array_equal(behind(context, 1, tokens[:80], 20)[-16:], expected)

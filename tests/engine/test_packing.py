@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS, next_piece
+from ecd.engine.packing import PROMPT_CHUNK_TOKENS, SEGMENT_TOKENS, next_piece, whole_chunks
 
 
 def pieces(prompt_len: int, length: int) -> list[tuple[int, int]]:
@@ -41,3 +41,38 @@ def test_what_follows_the_prompt_never_makes_a_chunk(prompt_len: int, answer: in
     for start, end in pieces(prompt_len, prompt_len + answer):
         if start >= prompt_len:
             assert end - start <= SEGMENT_TOKENS < PROMPT_CHUNK_TOKENS
+
+
+def evaluated_in(prompt_len: int, length: int, *, steps: int) -> list[tuple[int, int]]:
+    """Of each token that the cells hold after so many pieces, the piece that it was evaluated in."""
+    held: list[tuple[int, int]] = []
+    for start, end in pieces(prompt_len, length)[:steps]:
+        held[start:] = [(start, end)] * (end - start)
+    return held
+
+
+@given(st.integers(1, 600), st.integers(0, 200), st.integers(0, 20))
+def test_whole_chunks_are_those_that_every_longer_prompt_has(
+    prompt_len: int, answer: int, steps: int
+) -> None:
+    held = evaluated_in(prompt_len, prompt_len + answer, steps=steps)
+    whole = whole_chunks(prompt_len, len(held))
+    longer = evaluated_in(2000, 2000, steps=100)
+    assert held[:whole] == longer[:whole]
+    assert whole % PROMPT_CHUNK_TOKENS == 0
+    # And no chunk more could be taken over.
+    assert held[: whole + PROMPT_CHUNK_TOKENS] != longer[: whole + PROMPT_CHUNK_TOKENS]
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 200))
+def test_going_on_behind_them_gives_the_pieces_of_a_prompt_read_from_its_start(
+    first: int, prompt_len: int, answer: int
+) -> None:
+    whole = min(whole_chunks(first, first), (prompt_len - 1) // PROMPT_CHUNK_TOKENS * PROMPT_CHUNK_TOKENS)
+    length = prompt_len + answer
+    cached, found = whole, []
+    while cached < length:
+        found.append(next_piece(cached, prompt_len, length))
+        cached = found[-1][1]
+    from_start = pieces(prompt_len, length)
+    assert found == from_start[len(from_start) - len(found) :]

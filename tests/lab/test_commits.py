@@ -1,6 +1,6 @@
 """Notes of when tokens were committed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -24,6 +24,9 @@ class Engine:
 
     def forget(self, key: int) -> None:
         self.forgotten.append(key)
+
+    def prepare(self, stop: Callable[[], bool]) -> bool:
+        return False
 
     def stats(self) -> dict[str, int | float]:
         return {"kv_use": 0.5}

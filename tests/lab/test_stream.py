@@ -17,7 +17,7 @@ from ecd.lab import bench, stream
 from ecd.lab.expect import right_guesses
 from ecd.lab.pair import RealPair, replayed_pair
 from ecd.lab.rig import Daemons, Rig
-from ecd.lab.runs import Asking, Campaign, Cell, Mode, Reception, Run, Variant, WarmUp, schedule
+from ecd.lab.runs import Asking, Campaign, Cell, Mode, Objective, Reception, Run, Variant, WarmUp, schedule
 from ecd.lab.stream import measure
 from ecd.lab.trace import Provenance, Recording, Trace, save_trace
 from ecd.sampling import Guess, Sampling
@@ -54,13 +54,18 @@ def trace(tmp_path: Path) -> Path:
 
 
 def test_variants_ask_for_what_the_modes_are() -> None:
-    assert Variant(Mode.CLOUD).arguments("latency") == {"draft": False}
-    assert Variant(Mode.ROUNDS, 4).arguments("latency") == {
+    def asked(variant: Variant, objective: Objective) -> dict[str, Any]:
+        arguments = variant.arguments(objective)
+        assert arguments.pop("kv_cache") is False, "one must not have read the prompt for the next"
+        return arguments
+
+    assert asked(Variant(Mode.CLOUD), "latency") == {"draft": False}
+    assert asked(Variant(Mode.ROUNDS, 4), "latency") == {
         "patience_ms": "rounds", "hint_tokens": 4, "ahead_tokens": 4,
     }  # fmt: skip
-    assert Variant(Mode.WAIT).arguments("cost")["hint_tokens"] == 1
-    assert Variant(Mode.ECD).arguments("cost") == {"objective": "cost"}
-    assert Variant(Mode.ECD_NO_ALTERNATES).arguments("cost") == {"objective": "cost", "alternates": False}
+    assert asked(Variant(Mode.WAIT), "cost")["hint_tokens"] == 1
+    assert asked(Variant(Mode.ECD), "cost") == {"objective": "cost"}
+    assert asked(Variant(Mode.ECD_NO_ALTERNATES), "cost") == {"objective": "cost", "alternates": False}
 
 
 def test_everything_is_asked_once_and_modes_are_interleaved() -> None:

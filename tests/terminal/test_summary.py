@@ -19,6 +19,9 @@ STATS = {
     "wire_bytes_down": 434,
     "rtt_ms": 20.04,
     "resumed": 0,
+    "cached_tokens": 0,
+    "prefill_tokens": 31,
+    "prefix_tokens": 0,
 }
 
 
@@ -32,6 +35,7 @@ def rows(tokens: int = 8, **stats: Any) -> dict[str, str]:
 def test_numbers_have_their_units_and_what_they_are_of() -> None:
     assert rows() == {
         "tokens": "8, after a prompt of 31",
+        "prompt": "0 tokens held by the cloud, 31 read there, 31 sent",
         "ended by": "max-tokens",
         "first token": "after 303 ms",
         "all of it": "after 0.80 s",
@@ -56,6 +60,11 @@ def test_what_was_not_measured_is_told_as_such() -> None:
     assert told["target forwards"] == "1"
     assert told["round trip"] == "not measured"
     assert told["resumed"] == "2 times after a lost link"
+
+
+def test_a_second_turn_tells_what_was_new() -> None:
+    told = rows(cached_tokens=20, prefill_tokens=11, prefix_tokens=25)
+    assert told["prompt"] == "20 tokens held by the cloud, 11 read there, 6 sent"
 
 
 def test_a_table_has_its_values_below_each_other() -> None:

@@ -227,7 +227,8 @@ class TestHandshake:
             ((), ()),
             (("q",), ("q",)),
             (("later", "q", "q"), ("q",)),
-            (("alternates", "later", "q"), FEATURES),
+            (("alternates", "later", "q"), ("q", "alternates")),
+            ((*reversed(FEATURES), "later"), FEATURES),
             (("later",), ()),
         ],
     )

@@ -70,13 +70,14 @@ def messages(width: int) -> st.SearchStrategy[Message]:
     top = pairs.map(lambda found: tuple(sorted(found, key=lambda pair: -pair[1])))
     logprobs = st.none() | st.lists(st.builds(TokenLogprobs, number, top), max_size=3).map(tuple)
     code = st.sampled_from(Code)
+    u8 = st.none() | st.integers(0, 255)
     auth = st.none() | st.binary()
     return st.one_of(
         st.builds(Hello, U32, U16, U16, TEXTS, auth, MAPS, MAPS, st.text()),
         st.builds(Welcome, U32, U16, U16, TEXTS, MAPS, MAPS, MAPS, st.text()),
-        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace, st.none() | st.integers(0, 255)),
+        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace, u8, u8),
         st.builds(Draft, U32, U32, U32, ids, confidence, q, alternates, st.none() | pace),
-        st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs),
+        st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs, st.none() | U32),
         st.builds(Commit, U32, U32, ids, st.sampled_from(Origin)),
         st.builds(
             Kv, U32, st.sampled_from(KvOp), st.binary(), U32, U32, U32, U32, st.text(), U32, st.binary()
@@ -96,9 +97,9 @@ EXAMPLES: dict[type[Message], Message] = {
     for message in (
         Hello(0, 1, 0, ("q",), None, {}, {}, "a"),
         Welcome(0, 1, 0, ("q",), {}, {}, {}, "a"),
-        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1), 2),
+        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1), 2, 1),
         Draft(1, 3, 3, (7,), b"\xff", (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),), Pace(9, 2)),
-        Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (TokenLogprobs(-0.5, ((7, -0.5), (8, -1.5))),)),
+        Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (TokenLogprobs(-0.5, ((7, -0.5), (8, -1.5))),), 64),
         Commit(1, 3, (7,), Origin.TARGET),
         Kv(1, KvOp.DROP, b"", 3, 3, 0, 1, "", 0, b""),
         Credit(1, 5),
@@ -139,6 +140,7 @@ BAD: dict[str, tuple[Any, ...]] = {
         [[b"", floats(-math.inf)]],
         [[bytes(range(42)), floats(*[-1.0] * 22)]],  # 21 tokens
     ),
+    "u32 or nil": (-1, 1 << 32, True, 1.0, "1"),
     "u8 or nil": (-1, 256, True, 1.0, "1"),
     "array of alternate or nil": ([1], [[1]], [[-1, b""]], [[True, b""]], [[1, b"a"]], [[1, b"", 1]], {}),
     "pace": ([], [1], [1, 2, 3], [-1, 1], [1, True], [1, 1.0], [1 << 32, 1], {}, 5, None),

@@ -42,6 +42,7 @@ from ecd.wire.fingerprint import PROBES
 from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, decode_body, encode_frame
 from ecd.wire.link import MAX_QUEUED_BYTES
 from ecd.wire.messages import BY_TYPE, FIELDS, Finish, KvOp, Message, Origin, from_fields, to_fields
+from ecd.wire.prefix import BLOCK_TOKENS, blocks
 from ecd.wire.transfer import CHUNK_BYTES, FIRST_WINDOW_BYTES, MAX_RUN_TOKENS, MOST_WINDOW_BYTES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -204,7 +205,7 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert f"{MAX_FRAME_BYTES} / ({TOKEN_BYTES} + {TOP_BYTES} n)" in PROSE
     assert TEXT.startswith(f"# The ecd protocol, version {MAJOR}.{MINOR}\n")
     for feature in FEATURES:
-        assert f"`{feature}` (DRAFT.{feature})" in PROSE
+        assert re.search(rf"`{feature}` \((DRAFT|OPEN)\.{feature}(_hash)?\)", PROSE)
     assert f"and `{PAGES}` (section 9.1)" in PROSE
     assert f"runs of at most {MAX_RUN_TOKENS} positions" in PROSE
     assert f"chunks of exactly {CHUNK_BYTES} bytes" in PROSE
@@ -216,6 +217,12 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
 
 def test_probe_texts_are_the_fingerprint_s() -> None:
     assert tuple(json.loads(fenced("json probes"))) == PROBES
+
+
+def test_prefix_hashes_are_the_code_s() -> None:
+    first, second = (block_hash.hex() for block_hash, _ in blocks(range(1, 131)))
+    assert f"H(1) and H(2) are\n\n    {first}\n    {second}\n" in TEXT
+    assert f"`prefix_len` is a multiple of {BLOCK_TOKENS}," in PROSE
 
 
 def test_noise_numbers_follow_from_the_formula_and_are_the_code_s() -> None:

@@ -104,6 +104,7 @@ def _request(asked: Asked, terms: Terms, **args: Any) -> Request:
         alternates=options.alternates,
         objective=options.objective,
         patience_ms=options.patience_ms,
+        kv_cache=options.kv_cache,
     )
     return replace(request_of(run, terms.tokenizer, terms.settings), timeline=options.timeline)
 

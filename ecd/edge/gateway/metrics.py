@@ -25,6 +25,11 @@ COUNTERS = {
     "verified": "Guesses that the target looked at.",
     "accepted": "Guesses that it accepted.",
     "target_forwards": "Forwards of the target.",
+    "cached_tokens": "Prompt tokens that the cloud's KV cache held.",
+    "prefill_tokens": "Prompt tokens that the target read.",
+    "prefix_tokens": "Prompt tokens that did not have to be sent.",
+    "draft_cached_tokens": "Tokens of prompts that the edge's KV cache held.",
+    "draft_prefill_tokens": "Tokens of prompts that the draft model read.",
     "alternates_sent": "Second choices sent.",
     "alternates_used": "Second choices that the text went on with.",
 }

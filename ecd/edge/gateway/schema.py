@@ -41,6 +41,7 @@ class EcdOptions(BaseModel):
     alternates: bool = True
     objective: Objective | None = None
     patience_ms: Annotated[float, Field(ge=0, le=4_000_000)] | Literal["rounds"] | None = None
+    kv_cache: bool | None = None
     timeline: bool = False
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ecd.config import Http
 from ecd.edge.acceptance import Acceptance
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.gateway.app import Gateway
 from ecd.edge.gateway.server import http_server
 from ecd.edge.meter import Meter
@@ -56,6 +56,12 @@ class NoDrafter:
         raise AssertionError
 
     def release(self, slot: int) -> None: ...
+
+    def prefill(self, slot: int) -> Prefill:
+        raise AssertionError
+
+    def stats(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None: ...
 

@@ -366,3 +366,11 @@ def _note_first(url: str, arrived: list[float], there: threading.Event) -> None:
         for _ in reply.iter_raw():
             arrived.append(time.monotonic())
             there.set()
+
+
+async def test_it_can_be_asked_for_without_what_was_computed_before(
+    client: httpx.AsyncClient, cloud: InstantCloud
+) -> None:
+    for options, fresh in (({}, None), ({"kv_cache": True}, None), ({"kv_cache": False}, 1)):
+        assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": options})).status_code == 200
+        assert cloud.opened[-1].fresh == fresh

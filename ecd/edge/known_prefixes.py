@@ -1,0 +1,41 @@
+"""Which beginnings of prompts the cloud was sent before, and need not be sent again.
+
+Pure; knows hashes, not texts. It may be wrong: the cloud forgets, and says so.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from ecd.wire.prefix import BLOCK_TOKENS, blocks
+
+MAX_HASHES = 1 << 16
+
+
+class KnownPrefixes:
+    """Hashes of blocks that the cloud has got, or has told as an answer; the oldest go first."""
+
+    def __init__(self, max_hashes: int = MAX_HASHES) -> None:
+        self._max_hashes = max_hashes
+        self._hashes: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """The cloud has this text."""
+        # The later blocks of a text are of no use without the earlier ones, so they are the older ones here.
+        for block_hash, _ in reversed(list(blocks(tokens))):
+            self._hashes[block_hash] = None
+            self._hashes.move_to_end(block_hash)
+        while len(self._hashes) > self._max_hashes:
+            self._hashes.popitem(last=False)
+
+    def longest(self, prompt: Sequence[int]) -> tuple[bytes, int] | None:
+        """Hash and length of the longest beginning that it has; at least one token is left behind it."""
+        found = None
+        for number, (block_hash, _) in enumerate(blocks(prompt[:-1]), 1):
+            if block_hash not in self._hashes:
+                break
+            found = block_hash, number * BLOCK_TOKENS
+        return found
+
+    def forget(self) -> None:
+        """The cloud has none of it any more."""
+        self._hashes.clear()

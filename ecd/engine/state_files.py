@@ -1,0 +1,232 @@
+"""Saved states as files, so that they survive a restart.
+
+Owns the files' format, their folder and its bound. A file is compressed with zstd, says which model and
+engine it is of, and carries digests of its header and its payload: one that is damaged is dropped with a
+warning, one of another model is left alone until its room is needed. Texts of users are in here, so only
+their owner may read them.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import struct
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import zstandard
+
+from ecd.engine.prefix_cache import WORTH_TOKENS, Saved, Text, Wanted
+from ecd.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".ecdkv"
+MAGIC = b"ecd-kv-1"
+DIGEST_BYTES = 16
+# Behind the magic: the header's length and its digest.
+_LEAD = struct.Struct(f">I{DIGEST_BYTES}s")
+MAX_HEADER_BYTES = 16 << 20
+# Fast; the numbers of a KV cache hardly get smaller by trying harder.
+LEVEL = 1
+# A file that is still being written is no older than that.
+PART_SUFFIX, PART_S = ".part", 3600.0
+
+
+class _Damaged(Exception):
+    """A file is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of this model: its text, and how large its state is unpacked."""
+
+    path: Path
+    text: Text
+    size_bytes: int
+    digest: bytes
+    offset: int
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+class StateFiles:
+    """Saved states of the model and engine with this fingerprint, in a folder of at most `max_bytes`.
+
+    The folder may be shared by daemons and models: the bound is on all files in it, and the least recently
+    used go first, whoever wrote them. Raises ConfigError when the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, fingerprint: bytes):
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._fingerprint = fingerprint
+        self._files: dict[Path, _File] = {}
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._scan()
+        except OSError as e:
+            raise ConfigError(
+                f"kv_cache.disk.path: cannot keep states in {folder}: {e.strerror}; choose a folder that "
+                "can be written to, or leave `disk` out"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files in the folder."""
+        return sum(size for _, size, _ in self._listed())
+
+    def find(self, wanted: Wanted, more_than: int) -> tuple[int, Saved] | None:
+        """As `PrefixCache.find`. A file that turns out damaged is dropped and the next best one taken."""
+        while True:
+            best = max(list(self._files.values()), key=lambda file: wanted.held_by(file.text), default=None)
+            if best is None or (length := wanted.held_by(best.text)) < more_than + WORTH_TOKENS:
+                return None
+            try:
+                saved = self._read(best)
+            except FileNotFoundError:
+                self._files.pop(best.path, None)  # another daemon needed its room
+            except (OSError, _Damaged) as e:
+                self._drop(best.path, e)
+            else:
+                return length, saved
+
+    def covers(self, text: Text) -> bool:
+        """Whether a file has all of that already, which then counts as used."""
+        for file in list(self._files.values()):
+            if file.text.covers(text):
+                with contextlib.suppress(OSError):
+                    os.utime(file.path)
+                return True
+        return False
+
+    def write(self, saved: Saved) -> None:
+        """Writes a state, in place of those that it covers; a failure costs a warning and the state."""
+        if self.covers(saved.text):
+            return
+        state = zstandard.ZstdCompressor(level=LEVEL).compress(saved.state.data)
+        tokens = saved.text.tokens.astype("<i4").tobytes()
+        header = msgpack.packb(
+            {
+                "fingerprint": self._fingerprint,
+                "tokens": tokens,
+                "prompt_len": saved.text.prompt_len,
+                "solid": saved.text.solid,
+                "size": saved.state.nbytes,
+                "digest": _digest(state),
+            }
+        )
+        content = MAGIC + _LEAD.pack(len(header), _digest(header)) + header + state
+        name = _digest(self._fingerprint, tokens, struct.pack(">II", saved.text.prompt_len, saved.text.solid))
+        path = self._folder / (name.hex() + SUFFIX)
+        for file in [file for file in self._files.values() if saved.text.covers(file.text)]:
+            self._remove(file.path)
+        try:
+            if not self._make_room(len(content)):
+                return
+            self._put(path, content)
+            self._files[path] = _file_of(path, header)
+        except OSError as e:
+            log.warning("a KV state could not be kept in %s: %s", self._folder, e.strerror)
+
+    # -- files
+
+    def _scan(self) -> None:
+        for path, _, _ in self._listed():
+            try:
+                header = _read_header(path)
+                if msgpack.unpackb(header)["fingerprint"] == self._fingerprint:
+                    self._files[path] = _file_of(path, header)
+            except FileNotFoundError:
+                continue
+            except (_Damaged, OSError) as e:
+                self._drop(path, e)
+        for part in self._folder.glob("*" + PART_SUFFIX):
+            with contextlib.suppress(OSError):
+                if part.stat().st_mtime < time.time() - PART_S:
+                    part.unlink()
+
+    def _listed(self) -> list[tuple[Path, int, float]]:
+        """Path, bytes and time of last use of all files there are, least recently used first."""
+        listed = []
+        for path in self._folder.glob("*" + SUFFIX):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                listed.append((path, stat.st_size, stat.st_mtime))
+        return sorted(listed, key=lambda each: each[2])
+
+    def _read(self, file: _File) -> Saved:
+        with file.path.open("rb") as stream:
+            stream.seek(file.offset)
+            payload = stream.read(self._max_bytes + 1)
+        if len(payload) > self._max_bytes or _digest(payload) != file.digest:
+            raise _Damaged("its content is not what was written")
+        os.utime(file.path)
+        state = zstandard.ZstdDecompressor().decompress(payload, max_output_size=file.size_bytes)
+        return Saved(file.text, np.frombuffer(state, np.uint8))
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """A reader sees all of it or nothing; what a power cut leaves, the digests find out."""
+        handle, part = tempfile.mkstemp(suffix=PART_SUFFIX, dir=self._folder)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+
+    def _make_room(self, size_bytes: int) -> bool:
+        """Whether so many bytes more fit, now that the least recently used files are gone."""
+        if size_bytes > self._max_bytes:
+            return False
+        listed = self._listed()
+        total = sum(size for _, size, _ in listed)
+        for path, size, _ in listed:
+            if total + size_bytes <= self._max_bytes:
+                break
+            self._remove(path)
+            total -= size
+        return True
+
+    def _drop(self, path: Path, why: Exception) -> None:
+        log.warning("%s is damaged and is dropped: %s", path, why)
+        self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        self._files.pop(path, None)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _read_header(path: Path) -> bytes:
+    """What stands before a file's state. Raises _Damaged, OSError."""
+    with path.open("rb") as stream:
+        lead = stream.read(len(MAGIC) + _LEAD.size)
+        if lead[: len(MAGIC)] != MAGIC or len(lead) != len(MAGIC) + _LEAD.size:
+            raise _Damaged("it does not begin as it should")
+        length, digest = _LEAD.unpack(lead[len(MAGIC) :])
+        header = stream.read(min(length, MAX_HEADER_BYTES))
+    if _digest(header) != digest:
+        raise _Damaged("its header is not what was written")
+    return header
+
+
+def _file_of(path: Path, header: bytes) -> _File:
+    told = msgpack.unpackb(header)
+    tokens = np.frombuffer(told["tokens"], "<i4").astype(np.int32)
+    text = Text(tokens, told["prompt_len"], told["solid"])
+    return _File(path, text, told["size"], told["digest"], len(MAGIC) + _LEAD.size + len(header))
