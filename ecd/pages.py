@@ -117,7 +117,8 @@ def unpack(shape: Shape, encoding: Encoding, first: int, last: int, data: bytes)
 
 def _planes(cells: Cells) -> bytes:
     """All low bytes, then all high ones: sign and exponent are alike and compress, mantissas do not."""
-    return np.ascontiguousarray(cells, "<f2").reshape(-1, 1).view(np.uint8).T.tobytes()
+    pairs: NDArray[np.uint8] = np.ascontiguousarray(cells, "<f2").reshape(-1, 1).view(np.uint8)
+    return pairs.T.tobytes()
 
 
 def _from_planes(body: NDArray[np.uint8], positions: int) -> Cells:
