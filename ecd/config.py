@@ -180,8 +180,10 @@ class CloudConfig(Daemon):
                 if self.engine_args:
                     raise ValueError("engine_args are for `engine: vllm`; set that, or leave them out")
             case "vllm":
+                # The assist is llama.cpp's in any case.
+                mine = {"threads"} if self.assist else set()
                 for name in ("threads", "stable", "kv_cache"):
-                    if name in self.model_fields_set:
+                    if name in self.model_fields_set - mine:
                         raise ValueError(
                             f"{name} is for `engine: llama` and means nothing to vLLM; leave it out"
                         )

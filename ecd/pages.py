@@ -132,7 +132,7 @@ def _quantised(cells: Cells) -> bytes:
     scales = (np.abs(blocks).max(axis=1) / 127).astype("<f2")
     divisors = np.where(scales > 0, scales.astype(np.float32), 1)
     numbers = np.clip(np.rint(blocks / divisors[:, None]), -127, 127).astype(np.int8)
-    return scales.tobytes() + numbers.tobytes()
+    return b"".join((scales.tobytes(), numbers.tobytes()))
 
 
 def _dequantised(body: NDArray[np.uint8], positions: int, width: int) -> Cells:

@@ -180,6 +180,11 @@ def test_defaults_and_ranges_of_what_the_engine_holds() -> None:
         assert (config.sessions, config.context_tokens) == (8, 4096)
 
 
+def test_threads_are_the_assists_where_the_target_runs_on_vllm() -> None:
+    flags = {"model": "m", "engine": "vllm", "threads": 4, "assist": "d"}
+    assert load_config(CloudConfig, None, flags).threads == 4
+
+
 def test_vllm_takes_arguments_by_name(tmp_path: Path) -> None:
     file = written(
         tmp_path, "model: m\nengine: vllm\nengine_args:\n  tensor_parallel_size: 2\n  dtype: bfloat16\n"
