@@ -21,7 +21,7 @@ from ecd.sampling import Sampling
 from ecd.wire.connection import Role
 from ecd.wire.link import Link
 from ecd.wire.messages import Kv
-from tests.pages_talk import EDGE, SlowDrafter, a_cloud, an_edge, connected, running, text_behind
+from tests.pages_talk import EDGE, SHAPE, SlowDrafter, a_cloud, an_edge, connected, running, text_behind
 
 PROMPT = tuple(n % 250 + 1 for n in range(700))
 TOKENS = 120
@@ -207,6 +207,19 @@ async def test_damaged_pages_are_found_and_the_text_is_the_same(
         await reading.to_the_end()
         assert p.there.totals.assists_failed == 1
         assert p.there_drafts.puts == [512]
+        assert taken.generation.tally.accepted
+
+
+async def test_an_edge_with_another_draft_model_reads_the_text_anew(tmp_path: Path) -> None:
+    async with pair(tmp_path) as p:
+        p.there_drafts.shape = replace(SHAPE, model=b"e" * 16)
+        reading = Reading(p.start())
+        await reading.until(BEFORE)
+        await p.handing.migrate(reading.answer.id, p.socket)
+        taken = p.taken()
+        await reading.to_the_end()
+        assert p.there_drafts.puts == []
+        assert p.there_drafts.read_here >= len(PROMPT)
         assert taken.generation.tally.accepted
 
 

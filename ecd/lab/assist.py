@@ -52,6 +52,7 @@ def running_pair(
 ) -> Iterator[dict[tuple[float, str], DaemonProcess]]:
     """A cloud that holds both models, and edges by bandwidth of their link and by how pages travel."""
     with contextlib.ExitStack() as stack:
+        flags = ("--sessions", "1", *flags)
         cloud = stack.enter_context(running_cloud(folder, target, "--assist", draft, *flags))
         host, _, port = address_of(cloud).rpartition(":")
         conditions = [Conditions(rtt_ms / 2000, 0.0, mbit * 1e6) for mbit in mbits]

@@ -30,6 +30,10 @@ COUNTERS = {
     "prefix_tokens": "Prompt tokens that did not have to be sent.",
     "draft_cached_tokens": "Tokens of prompts that the edge's KV cache held.",
     "draft_prefill_tokens": "Tokens of prompts that the draft model read.",
+    "assisted": "Texts of which the draft model's KV cache came as pages.",
+    "assisted_tokens": "Tokens of them that came so.",
+    "assists_failed": "Texts whose pages were damaged, late or did not come.",
+    "page_bytes": "Bytes of pages that came.",
     "alternates_sent": "Second choices sent.",
     "alternates_used": "Second choices that the text went on with.",
 }
