@@ -49,6 +49,7 @@ def test_an_answer_moves_in_the_middle_and_its_text_is_the_targets(
         prompt_tokens(target, PROMPT, chat=True),
         Sampling.of(temperature=0.8, seed=5),
         max_tokens=TOKENS,
+        stop=(),
         threads=1,
     )
     with running_edge(tmp_path, "smollm2-135m-draft", address_of(cloud)) as other:
