@@ -102,9 +102,9 @@ def test_without_the_cache_all_is_sent_and_read_and_the_text_is_the_same(edge: D
     asked = [*chat.messages, {"role": "user", "content": QUESTIONS[1]}]
     off, on = ask(edge, asked, kv_cache=False), ask(edge, asked)
     assert off["token_ids"] == on["token_ids"]
-    names = ("cached_tokens", "prefix_tokens", "draft_cached_tokens")
-    assert stats_of(off, *names) == (0, 0, 0)
-    assert all(stats_of(on, *names))
+    assert stats_of(off, "cached_tokens", "prefix_tokens", "draft_cached_tokens") == (0, 0, 0)
+    assert all(stats_of(on, "cached_tokens", "prefix_tokens"))
+    assert on["stats"]["draft_prefill_tokens"] < 64
     assert off["stats"]["prefill_tokens"] == len(off["prompt_token_ids"])
     assert off["stats"]["open_bytes"] > 4 * on["stats"]["open_bytes"]
 
@@ -131,14 +131,15 @@ def test_stats_of_both_daemons_tell_of_it(edge: DaemonProcess, cloud: DaemonProc
 
 def test_a_restarted_edge_finds_its_texts_on_the_disk(edge: DaemonProcess, cloud: DaemonProcess) -> None:
     chat = Chat(edge, about("restart"))
-    chat.say(QUESTIONS[0])
+    # Long enough for the draft model to read all of it.
+    chat.say(QUESTIONS[0], max_tokens=64)
     edge.signal(signal.SIGTERM)
     edge.start()
     edge.wait(lambda status: bool(status["link"]["state"] == "connected"))
     result = chat.say(QUESTIONS[1])
     cached, read = stats_of(result, "draft_cached_tokens", "draft_prefill_tokens")
     assert cached > 250
-    assert read < 64
+    assert read < 128
     # The edge does not know any more what it has sent, and the cloud still has what it has read.
     assert stats_of(result, "prefix_tokens") == (0,)
     assert result["stats"]["cached_tokens"] > 250

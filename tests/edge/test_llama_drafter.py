@@ -277,7 +277,7 @@ class TestTextsThatAreOver:
         keeping.release(1)
         assert keeping.stats()["kept_tokens"] == 150
         assert keeping.stats()["saved_texts"] == 1
-        for text, last in ((tokens[:150], 5), (another, 6), (tokens[:150], 7)):
+        for text, last in ((tokens[:150], tokens[150]), (another, tokens[250]), (tokens[:150], tokens[150])):
             longer = [*text, last]
             (made,) = finish(keeping, task(longer))
             assert keeping.prefill(0) == Prefill(150, 1)

