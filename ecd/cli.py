@@ -25,6 +25,7 @@ from ecd.options import (
     template_option,
 )
 from ecd.terminal.completion import completion
+from ecd.trust.cli import token
 
 # Engines are imported by the commands that need them, so that `ecd --help` and `ecd models` answer at once.
 
@@ -67,6 +68,7 @@ def cli() -> None:
 
 cli.add_command(models)
 cli.add_command(plan)
+cli.add_command(token)
 cli.add_command(completion)
 
 _config = click.option(

@@ -3,19 +3,27 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
+from ecd.cloud.admission import Admission
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.listener import Listener
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import DaemonError, ModelError
+from ecd.errors import ModelError
+from ecd.trust.files import TokenFile
+from ecd.trust.tls import cloud_context
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
+
+# How often the token file is looked at, and tokens may expire.
+TOKENS_LOOK_S = 1.0
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -79,10 +87,16 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
-    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+    # First, so that a file that cannot be used is told before a model is loaded.
+    tokens = None if config.tokens is None else TokenFile(config.tokens)
+    if config.tls is not None:
+        cloud_context(config.tls)
+    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, tokens, life))
 
 
-async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Lifecycle) -> None:
+async def _serve(
+    config: CloudConfig, model: Model, verifier: Verifier, tokens: TokenFile | None, life: Lifecycle
+) -> None:
     settings = link_settings(
         Role.CLOUD,
         config,
@@ -95,20 +109,38 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
     )
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
-    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
+    if tokens is None:
+        service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
+    else:
+        settings = replace(settings, identify=tokens.identify)
+        service = CloudService(
+            verifier, vocabulary, settings, batcher, life.on_drained, config.limits, tokens.check
+        )
+    admission = Admission(config.connections.total, config.connections.per_address)
+    listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
+
+    async def watch_forever() -> None:
+        while True:
+            try:
+                async with asyncio.timeout(TOKENS_LOOK_S):
+                    await life.reload.wait()
+            except TimeoutError:
+                pass
+            else:
+                life.reload.clear()
+                listener.reload()
+            if tokens is not None:
+                tokens.refresh()
+                service.check_tokens()
+
     host, port = split_address(config.listen)
-    async with background(service.step_forever):
-        try:
-            server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
-        except OSError as e:
-            raise DaemonError(
-                f"cannot listen on {config.listen}: {e.strerror}; choose another --listen"
-            ) from None
-        service.listen = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+    async with (
+        background(service.step_forever, watch_forever),
+        listener.listening(host, port) as service.listen,
         # Last, so that a daemon that answers on its control socket is ready.
-        async with control_socket(config.socket, service.handlers()):
-            log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
-            await until_end(life, service.drain, config.drain_s)
-            server.close()
-            service.stop()
+        control_socket(config.socket, service.handlers()),
+    ):
+        log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
+        await until_end(life, service.drain, config.drain_s)
+        service.stop()
     service.close()
