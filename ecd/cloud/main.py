@@ -119,6 +119,8 @@ async def _serve(
     admission = Admission(config.connections.total, config.connections.per_address)
     listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
 
+    service.listener_stats = listener.stats
+
     async def watch_forever() -> None:
         while True:
             try:

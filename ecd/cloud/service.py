@@ -78,6 +78,8 @@ class CloudService:
         token: Callable[[str], Token | None] = lambda name: None,
     ):
         self.listen = ""
+        # Of connections that never came as far as this.
+        self.listener_stats: Callable[[], dict[str, int]] = dict
         self._verifier = verifier
         self._vocabulary = vocabulary
         self._settings = settings
@@ -187,6 +189,7 @@ class CloudService:
             **asdict(totals),
             **asdict(self._gaps),
             **self._batcher.load(),
+            **self.listener_stats(),
             "tenants": self._tenants.stats(),
             "engine_restarts": self._engine_restarts,
             "engine": self._verifier.stats(),

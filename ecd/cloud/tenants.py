@@ -116,5 +116,5 @@ class Tenants:
         return tenant
 
     def stats(self) -> dict[str, Any]:
-        """By name what each has used."""
-        return {name: tenant.stats() for name, tenant in self.by_name.items()}
+        """By name what each has used; nothing of those without a token."""
+        return {name: tenant.stats() for name, tenant in self.by_name.items() if name}

@@ -2,9 +2,14 @@
 
 import pytest
 
+from ecd.cloud.batcher import Batcher
+from ecd.cloud.session import Session, Vocabulary
 from ecd.cloud.tenants import Tenant, Tenants
+from ecd.cloud.verifier import Capacity, Judged, StepResult
 from ecd.errors import Code, EcdError, LimitExceeded, Overloaded
+from ecd.sampling import Verdict
 from ecd.trust.settings import NO_LIMITS, Limits
+from ecd.wire.messages import Draft, Open, Pace
 
 
 def tenant(**limits: float | None) -> Tenant:
@@ -57,6 +62,35 @@ def test_hints_that_are_verified_in_vain_stop_being_verified() -> None:
     assert not subject.may_verify(0.05)
     assert subject.may_verify(0.11)
     assert subject.rejected == 11
+
+
+def test_a_tenant_in_debt_gets_its_text_without_hints_and_its_neighbour_with_them() -> None:
+    guest, berlin = tenant(rejected_per_s=2), tenant()
+    batcher, now = Batcher(Capacity(4, 100), 4, 4), 0.0
+    for key, owner in ((1, guest), (2, berlin)):
+        request = Open(1, None, 0, (1, 2, 3, 4), (), {}, 50, (), Pace(0, 1))
+        session = Session.of(request, Vocabulary(50, frozenset(), lambda token: b"x"), 8, now)
+        session.tenant = owner
+        batcher.add(key, session)
+
+    def step(now: float) -> list[int]:
+        """Both sessions are sent four hints, all of them wrong; how many of each one's are verified."""
+        for session in batcher.running.values():
+            seen = len(session.tokens)
+            session.hint(Draft(1, seen, seen, (9, 9, 9, 9)))
+        verified = {work.key: len(work.hints) for work in batcher.plan(now)}
+        judged = {key: Judged(Verdict((7,), 0), count) for key, count in verified.items()}
+        batcher.apply(StepResult(judged, {}, 2, 2), 0.01, now)
+        return [verified[1], verified[2]]
+
+    step(now)  # reads the prompts
+    both = step(now)
+    assert both[0] == both[1] > 2
+    held_back = step(now + 0.01)
+    assert held_back[0] == 0
+    # It is not for ever.
+    assert step(now + 2.0)[0] > 0
+    assert guest.rejected > 0
 
 
 def test_what_the_cloud_holds_for_it_is_bounded() -> None:
