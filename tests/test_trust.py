@@ -1,4 +1,4 @@
-"""Daemons that trust nobody: TLS, tokens and limits with real processes, and recorded models in place of engines."""
+"""Daemons that trust nobody: TLS, tokens and limits with real processes and recorded models."""
 
 import re
 import signal
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ def answer(edge: DaemonProcess, **arguments: Any) -> dict[str, Any]:
     return edge.call("run", prompt=LONGEST.prompt, **arguments)
 
 
+def hinted(cloud: DaemonProcess) -> int:
+    """How many hints the hostile tenant was charged for."""
+    used: dict[str, int] = cloud.call("stats")["tenants"].get("hostile", {"charged_hints": 0})
+    return used["charged_hints"]
+
+
 def served_certificate(cloud: DaemonProcess) -> str:
     return ssl.get_server_certificate(split_address(address_of(cloud)))
 
@@ -110,21 +116,19 @@ def test_an_answer_over_tls_with_a_token_and_what_the_cloud_tells_of_its_tenant(
         with socket.create_connection(split_address(address_of(cloud))) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
             sock.settimeout(LIMIT_S)
-            try:
+            with suppress(ConnectionResetError):
                 assert b"HTTP" not in sock.recv(1000)
-            except ConnectionResetError:
-                pass
         assert cloud.call("stats")["tls_handshakes_failed"] == 1
 
 
 def test_a_revoked_token_ends_what_runs_and_is_told_to_whoever_asks(site: Site) -> None:
     secret = site.token("create", "berlin")
-    with site.cloud("--step-ms", "50") as cloud, site.edge(cloud, secret, "--draft-ms", "50") as edge:
+    with site.cloud("--step-ms", "250") as cloud, site.edge(cloud, secret, "--draft-ms", "250") as edge:
         failed: list[RemoteError] = []
 
         def ask() -> None:
             try:
-                answer(edge, max_tokens=400)
+                answer(edge, max_tokens=64)
             except RemoteError as e:
                 failed.append(e)
 
@@ -146,12 +150,12 @@ def test_a_revoked_token_ends_what_runs_and_is_told_to_whoever_asks(site: Site) 
 
 def test_a_hangup_replaces_the_certificate_under_an_answer_that_goes_on(site: Site) -> None:
     secret = site.token("create", "berlin")
-    with site.cloud("--step-ms", "20") as cloud, site.edge(cloud, secret, "--draft-ms", "20") as edge:
+    with site.cloud("--step-ms", "40") as cloud, site.edge(cloud, secret, "--draft-ms", "40") as edge:
         before = served_certificate(cloud)
         assert cloud.process is not None
         assert edge.process is not None
         with BlockingClient(edge.socket) as client:
-            events = client.stream(LONGEST.prompt, max_tokens=100)
+            events = client.stream(LONGEST.prompt, max_tokens=64)
             assert next(events)["event"] == "started"
             site.authority.sign("cloud")
             cloud.process.send_signal(signal.SIGHUP)
@@ -159,7 +163,7 @@ def test_a_hangup_replaces_the_certificate_under_an_answer_that_goes_on(site: Si
             edge.process.send_signal(signal.SIGHUP)
             until(lambda: "certificate read again" in cloud.log.read_text())
             *_, done = events
-        assert tuple(done["token_ids"]) == LONGEST.target_ids[:100]
+        assert tuple(done["token_ids"]) == LONGEST.target_ids[:64]
         assert edge.call("status")["link"]["connects"] == 1
         after = served_certificate(cloud)
         assert after != before
@@ -219,22 +223,20 @@ def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> N
     ):
 
         def tokens_per_s() -> float:
-            results = [answer(edge, max_tokens=160) for _ in range(3)]
+            results = [answer(edge, max_tokens=64) for _ in range(8)]
             for result in results:
-                assert tuple(result["token_ids"]) == LONGEST.target_ids[:160]
+                assert tuple(result["token_ids"]) == LONGEST.target_ids[:64]
             seconds = sum(result["stats"]["total_ms"] for result in results) / 1000
             return sum(result["usage"]["completion_tokens"] for result in results) / seconds
 
-        answer(edge, max_tokens=160)  # what pacing goes by is measured with the first
+        answer(edge, max_tokens=64)  # what pacing goes by is measured with the first
         alone = tokens_per_s()
         # Less urgent, since in earnest it would not run on this machine.
         command = ["nice", sys.executable, str(Path(__file__).with_name("flooder.py"))]
         ca = str(site.authority.ca)
         with subprocess.Popen([*command, address_of(cloud), ca, NAME, hostile, "1000"]) as flooder:
             try:
-                until(
-                    lambda: cloud.call("stats")["tenants"].get("hostile", {}).get("charged_hints", 0) > 8000
-                )
+                until(lambda: hinted(cloud) > 8000)
                 until(lambda: cloud.call("stats")["connections_refused"] > 1000)
                 before = cloud.call("stats")
                 flooded = tokens_per_s()
@@ -242,8 +244,7 @@ def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> N
             finally:
                 flooder.kill()
         assert flooder.returncode == -signal.SIGKILL, "it ended by itself"
-        used = after["tenants"]["hostile"]["charged_hints"] - before["tenants"]["hostile"]["charged_hints"]
-        assert used > 4000
+        assert hinted(cloud) - before["tenants"]["hostile"]["charged_hints"] > 4000
         assert after["connections_refused"] > before["connections_refused"]
         assert after["tenants"]["good"]["refused"] == 0
         assert edge.call("status")["link"]["connects"] == 1
