@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # How often the token file is looked at, and tokens may expire.
 TOKENS_LOOK_S = 1.0
+# Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
+# 5 ms would be a sixth of a step.
+SWITCH_S = 1e-4
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -91,6 +95,7 @@ def run_cloud(
     tokens = None if config.tokens is None else TokenFile(config.tokens)
     if config.tls is not None:
         cloud_context(config.tls)
+    sys.setswitchinterval(SWITCH_S)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, tokens, life))
 
 
