@@ -1,6 +1,7 @@
 """`ecd cloud`: puts the engine, the batcher and the service together and runs them."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -123,26 +124,10 @@ async def _serve(
         )
     admission = Admission(config.connections.total, config.connections.per_address)
     listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
-
     service.listener_stats = listener.stats
-
-    async def watch_forever() -> None:
-        while True:
-            try:
-                async with asyncio.timeout(TOKENS_LOOK_S):
-                    await life.reload.wait()
-            except TimeoutError:
-                pass
-            else:
-                life.reload.clear()
-                listener.reload()
-            if tokens is not None:
-                tokens.refresh()
-                service.check_tokens()
-
     host, port = split_address(config.listen)
     async with (
-        background(service.step_forever, watch_forever),
+        background(service.step_forever, lambda: _watch_forever(life.reload, listener, tokens, service)),
         listener.listening(host, port) as service.listen,
         # Last, so that a daemon that answers on its control socket is ready.
         control_socket(config.socket, service.handlers()),
@@ -151,3 +136,18 @@ async def _serve(
         await until_end(life, service.drain, config.drain_s)
         service.stop()
     service.close()
+
+
+async def _watch_forever(
+    reload: asyncio.Event, listener: Listener, tokens: TokenFile | None, service: CloudService
+) -> None:
+    """Has certificates read again when that is asked for, and tokens when their file has changed."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOKENS_LOOK_S):
+                await reload.wait()
+                reload.clear()
+                listener.reload()
+        if tokens is not None:
+            tokens.refresh()
+            service.check_tokens()

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
 
+# So many bytes cost a tenant as much as a hint: long frames take their time too.
+CHARGED_BYTES = 256
 # What a peer may make us hold before it is asked what its tenant holds in all.
 SMALL_BYTES = 64 << 10
 
@@ -345,13 +347,14 @@ class CloudService:
             return
         self._tenant_of[link] = self._tenants.enter(name, token.limits if token else Limits(), monotonic())
 
-    def _toll(self, link: Link, frames: int) -> float:
+    def _toll(self, link: Link, size: int, frames: int) -> float:
         """After each read: for how long nothing more is to be read, seconds."""
         tenant = self._tenant_of.get(link)
         if tenant is None:
             return 0.0  # not let in yet: the handshake has limits of its own
         now = monotonic()
-        tenant.charge(frames, now)
+        if size:
+            tenant.charge(max(1, frames) + size // CHARGED_BYTES, now)
         if link.held_bytes > SMALL_BYTES:
             held = sum(each.held_bytes for each, of in self._tenant_of.items() if of is tenant)
             try:

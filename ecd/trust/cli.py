@@ -37,7 +37,7 @@ def token() -> None:
 @click.option("--days", type=click.IntRange(1, 36500), help="It expires after so long.  [default: never]")
 @click.option("--sessions", type=click.IntRange(1), help="Sessions at once, running or waiting.")
 @click.option("--prompt-tokens", type=click.IntRange(1), help="Longest prompt.")
-@click.option("--hints-per-s", type=click.FloatRange(0, min_open=True), help="Hints, and frames.")
+@click.option("--hints-per-s", type=click.FloatRange(0, min_open=True), help="Hints, with frames and bytes.")
 @click.option("--rejected-per-s", type=click.FloatRange(0, min_open=True), help="Hints verified in vain.")
 @click.option("--bytes-in-flight", type=click.IntRange(1 << 16), help="What the cloud may hold for it.")
 def create(name: str, file: Path, days: int | None, **limits: Any) -> None:

@@ -103,8 +103,9 @@ class Link(asyncio.Protocol):
         self.connection = connection
         self.traffic = Traffic()
         self.peername = "?"
-        # Given the frames that were just read: seconds for which nothing more is to be read.
-        self.toll: Callable[[Link, int], float] = lambda link, frames: 0.0
+        # Given the bytes that were just read, and the frames that they completed: seconds for which nothing
+        # more is to be read.
+        self.toll: Callable[[Link, int, int], float] = lambda link, size, frames: 0.0
         # The transport is gone.
         self.ended = asyncio.Event()
         self._on_event = on_event
@@ -143,7 +144,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         if self._stuck is not None:
             self._stuck.cancel()
-        if self._unread and not self.toll(self, 0):
+        if self._unread and not self.toll(self, 0, 0):
             self._after(self.connection.receive(self._unread, monotonic()))
         self._unread = b""
         self.ended.set()
@@ -209,12 +210,12 @@ class Link(asyncio.Protocol):
     def _read_on(self) -> None:
         """Takes a piece of what came, and leaves the rest, and all further reading, for when it may go on."""
         held_back, self._reading_on = self._reading_on is not None, None
-        wait_s = self.toll(self, 0)
+        wait_s = self.toll(self, 0, 0)
         if self._unread and not wait_s:
             piece, self._unread = self._unread[:FAIR_BYTES], self._unread[FAIR_BYTES:]
             frames = self.connection.frames_in
             self._after(self.connection.receive(piece, monotonic()))
-            wait_s = self.toll(self, self.connection.frames_in - frames)
+            wait_s = self.toll(self, len(piece), self.connection.frames_in - frames)
         if self._transport is None or self._transport.is_closing():
             return
         if wait_s or self._unread:

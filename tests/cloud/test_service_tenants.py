@@ -199,6 +199,22 @@ async def test_a_flood_of_hints_is_read_at_the_tenant_s_rate() -> None:
         assert not guest.closed.done()
 
 
+async def test_long_frames_are_charged_by_their_length_and_a_reader_of_crumbs_by_the_crumb() -> None:
+    async with running(Tenants(guest=Limits(hints_per_s=1e6))) as cloud:
+        guest = await cloud.guest("guest")
+        before = cloud.used("guest")["charged_hints"]
+        guest.open(*[1] * 200_000)  # refused, for the context is shorter
+        await guest.frames[1].get()
+        assert cloud.used("guest")["charged_hints"] - before > 400_000 // 256
+        before = cloud.used("guest")["charged_hints"]
+        service = cloud.service
+        (link,) = service._tenant_of
+        service._toll(link, 1, 0)
+        assert cloud.used("guest")["charged_hints"] == before + 1
+        service._toll(link, 0, 0)
+        assert cloud.used("guest")["charged_hints"] == before + 1
+
+
 async def test_wrong_hints_are_charged_to_their_tenant() -> None:
     async with running(Tenants(guest=Limits(rejected_per_s=1000), berlin=Limits())) as cloud:
         guest, berlin = await cloud.guest("guest"), await cloud.guest("berlin")

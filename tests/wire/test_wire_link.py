@@ -546,7 +546,7 @@ class TestToll:
             async with raw_edge() as (raw, cloud):
                 pieces: list[int] = []
 
-                def count(link: Link, frames: int) -> float:
+                def count(link: Link, size: int, frames: int) -> float:
                     pieces.append(frames)
                     return 0.0
 
@@ -566,7 +566,7 @@ class TestToll:
             async with raw_edge() as (raw, cloud):
                 holding, asked = True, 0
 
-                def hold(link: Link, frames: int) -> float:
+                def hold(link: Link, size: int, frames: int) -> float:
                     nonlocal asked
                     asked += 1
                     return 0.001 if holding else 0.0
