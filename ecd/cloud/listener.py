@@ -128,6 +128,9 @@ class Listener:
             for link in links:
                 # It never began, and nobody else will tell it that it is over.
                 link.connection_lost(e)
+        except Exception:
+            # Whatever one connection brings about, the others go on.
+            log.exception("the connection from %s failed", source)
         finally:
             self._admission.leave(source)
 

@@ -133,7 +133,7 @@ class Uplink:
             why = why_edge_failed(e, name) if self._tls is not None and isinstance(e, OSError) else None
             reason = why or str(e) or "timed out"
             # Another attempt meets the same certificate.
-            refused = isinstance(e, ssl.SSLError)
+            refused = isinstance(e, ssl.SSLCertVerificationError)
             self._note(f"cannot reach the cloud at {self.host}:{self.port}: {reason}", refused=refused)
             return
         try:
