@@ -121,6 +121,9 @@ class Listener:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(protocol, sock, **options)
             await links[-1].ended.wait()
+            closed = links[-1].closed
+            if closed is not None and links[-1].connection.peer is None:
+                self._tell("edge %s was refused: %s", source, closed.message)
         except OSError as e:
             self.handshakes_failed += 1
             sock.close()

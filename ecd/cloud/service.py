@@ -304,7 +304,9 @@ class CloudService:
             case PeerDraining():
                 log.info("edge %s opens no more sessions: %s", link.peername, event.message)
             case Closed():
-                log.info("edge %s left: %s", link.peername, event.message)
+                # Those that never came in are the listener's to tell of.
+                if link in self._tenant_of:
+                    log.info("edge %s left: %s", link.peername, event.message)
                 self._links.discard(link)
                 packets_in, packets_out = link.packet_bytes()
                 self._packets_in += packets_in

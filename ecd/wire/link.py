@@ -106,7 +106,8 @@ class Link(asyncio.Protocol):
         # Given the bytes that were just read, and the frames that they completed: seconds for which nothing
         # more is to be read.
         self.toll: Callable[[Link, int, int], float] = lambda link, size, frames: 0.0
-        # The transport is gone.
+        # Why the connection is over, and then that the transport is gone.
+        self.closed: Closed | None = None
         self.ended = asyncio.Event()
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
@@ -119,7 +120,6 @@ class Link(asyncio.Protocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._unread = b""
         self._reading_on: asyncio.TimerHandle | None = None
-        self._told = False
         self._last_packet_bytes = (0, 0)
 
     # -- asyncio.Protocol
@@ -228,13 +228,14 @@ class Link(asyncio.Protocol):
 
     def _after(self, events: list[Event]) -> None:
         for event in events:
-            if self._told:
+            if self.closed is not None:
                 break  # a handler of an earlier event closed the link
-            self._told = isinstance(event, Closed)
+            if isinstance(event, Closed):
+                self.closed = event
             self._on_event(self, event)
         self._schedule_flush()
         self._arm_timer()
-        if self._told and self._transport is not None:
+        if self.closed is not None and self._transport is not None:
             self._flush()
             if self._transport is not None:
                 self._transport.close()
@@ -277,7 +278,7 @@ class Link(asyncio.Protocol):
             self._evict()
 
     def _evict(self) -> None:
-        if not self._told:
+        if self.closed is None:
             self._after(self.connection.close(Code.SLOW_READER, f"{self.peername} does not read"))
         self.abort()
 
