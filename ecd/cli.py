@@ -38,6 +38,7 @@ Examples:
   ecd cloud --model smollm2-135m --listen 127.0.0.1:7040
   ecd edge --model smollm2-135m-draft --cloud 127.0.0.1:7040
   ecd edge --check --config edge.yaml
+  ecd token create berlin --file tokens.json
   ecd plan --rtt 20,100 --socket /run/ecd/edge.sock
 
 {EXIT_STATUS}
@@ -45,6 +46,7 @@ Examples:
 Signals, for `ecd cloud` and `ecd edge`:
   SIGTERM  drains: running answers finish within `drain_s`, nothing new starts
   SIGINT   ends what runs; a second signal ends at once, with {EXIT_INTERRUPTED}
+  SIGHUP   the cloud reads its certificate and its tokens again
 
 \b
 Environment:
@@ -61,8 +63,8 @@ Environment:
 def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
-    `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
-    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    `cloud` and `edge` are the daemons, `models` gets what they serve, `token` says which edges a cloud lets in,
+    `oracle` and `check` prove their text, `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
     """
 
 
