@@ -64,8 +64,8 @@ def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
     `cloud` and `edge` are the daemons, `models` gets what they serve, `token` says which edges a cloud lets
-    in, `oracle` and `check` prove their text, `plan` and `bench` tell what drafting gives. `ecdctl` talks to a
-    running daemon.
+    in, `oracle` and `check` prove their text, `plan` and `bench` tell what drafting gives. `ecdctl` talks to
+    a running daemon.
     """
 
 

@@ -123,11 +123,11 @@ class Listener:
             await links[-1].ended.wait()
             closed = links[-1].closed
             if closed is not None and links[-1].connection.peer is None:
-                self._tell("edge %s was refused: %s", source, closed.message)
+                self._tell("a connection from %s came to nothing: %s", source, closed.message)
         except OSError as e:
             self.handshakes_failed += 1
             sock.close()
-            self._tell("edge %s was refused: %s", source, why_cloud_failed(e))
+            self._tell("a connection from %s came to nothing: %s", source, why_cloud_failed(e))
             for link in links:
                 # It never began, and nobody else will tell it that it is over.
                 link.connection_lost(e)
