@@ -21,6 +21,7 @@ from pydantic import (
 
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
+from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
 def default_socket(role: str) -> Path:
@@ -127,25 +128,28 @@ def _none_if_false(given: Any) -> Any:
 class Daemon(BaseModel):
     """What both daemons have.
 
-    `insecure` allows plain TCP off loopback. `kv_cache`: null or false for none.
+    `insecure` allows links off loopback without TLS, and without a token. `kv_cache`: null or false for none.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
     threads: int = Field(default=1, ge=1, le=1024)
-    token: str | None = Field(default=None, min_length=1)
     insecure: bool = False
     keepalive: Keepalive = Keepalive()
     kv_cache: Annotated[KvCache | None, BeforeValidator(_none_if_false)] = KvCache()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    def dangers(self) -> list[str]:
+        """What `insecure` allows here and should be warned of, each a sentence."""
+        return []
+
 
 def check_secure(host: str, setting: str, insecure: bool) -> None:
-    """Raises ValueError for plain TCP to another machine, unless that is allowed."""
+    """Raises ValueError for a hand-over, which is plain TCP, to another machine, unless that is allowed."""
     if not insecure and not is_loopback(host):
         raise ValueError(
-            f"{setting} {host} is not this machine and the link is not encrypted; "
+            f"{setting} {host} is not this machine and what is handed over is not encrypted; "
             "go through a tunnel on loopback, or set `insecure: true` if the network is trusted"
         )
 
@@ -153,12 +157,17 @@ def check_secure(host: str, setting: str, insecure: bool) -> None:
 class CloudConfig(Daemon):
     """Settings of `ecd cloud`.
 
+    `tokens` is the file of those that let edges in; None: every edge is. `limits` are each tenant's.
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
     `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name.
     `assist`: a draft model that reads long prompts for the edges that draft with it.
     """
 
     listen: Address = "127.0.0.1:7040"
+    tls: CloudTls | None = None
+    tokens: Path | None = None
+    limits: Limits = Limits()
+    connections: Connections = Connections()
     socket: Path = Field(default_factory=lambda: default_socket("cloud"))
     sessions: int = Field(default=8, ge=1, le=256)
     queue: int = Field(default=64, ge=0)
@@ -174,7 +183,12 @@ class CloudConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
-        check_secure(split_address(self.listen)[0], "listen", self.insecure)
+        if not self.insecure and self.dangers():
+            raise ValueError(
+                f"{self.dangers()[0]}; set `tls` with `certificate` and `key`, and `tokens` to a file that "
+                "`ecd token create` makes; or listen on loopback, or set `insecure: true` "
+                "if the network is trusted"
+            )
         match self.engine:
             case "llama":
                 if self.engine_args:
@@ -192,6 +206,19 @@ class CloudConfig(Daemon):
             case other:
                 assert_never(other)
         return self
+
+    def dangers(self) -> list[str]:
+        """As of `Daemon`: other machines can come in, and what keeps them honest is not set."""
+        if is_loopback(split_address(self.listen)[0]):
+            return []
+        return [
+            f"{self.listen} can be reached from other machines and {what}"
+            for setting, what in (
+                (self.tls, "the link is not encrypted (no `tls`)"),
+                (self.tokens, "edges need no token (no `tokens`)"),
+            )
+            if setting is None
+        ]
 
 
 class Http(BaseModel):
@@ -222,6 +249,7 @@ class Http(BaseModel):
 class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
+    `token` is what the edge shows the cloud. The link is encrypted off loopback, and wherever `tls` is set.
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
     guesses. `assist`: how pages of a prompt travel that the cloud reads for this edge where that is faster;
@@ -230,6 +258,8 @@ class EdgeConfig(Daemon):
     """
 
     cloud: Address = "127.0.0.1:7040"
+    token: str | None = Field(default=None, min_length=1)
+    tls: EdgeTls | None = None
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
@@ -250,10 +280,32 @@ class EdgeConfig(Daemon):
         host, port = split_address(self.cloud)
         if not port:
             raise ValueError("cloud: port 0 is no address to connect to")
-        check_secure(host, "cloud", self.insecure)
         if self.handover is not None:
             check_secure(split_address(self.handover)[0], "handover", self.insecure)
+        if self.tls is None and not self.insecure and not is_loopback(host):
+            self.tls = EdgeTls()
+        if not self.insecure and self.dangers():
+            raise ValueError(
+                f"{self.dangers()[0]}; set `token` to what `ecd token create` at the cloud printed, "
+                "or set `insecure: true` if the network is trusted"
+            )
         return self
+
+    def dangers(self) -> list[str]:
+        """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
+        found = []
+        if not is_loopback(split_address(self.cloud)[0]):
+            found = [
+                f"the cloud {self.cloud} is another machine and {what}"
+                for setting, what in (
+                    (self.tls, "the link is not encrypted (no `tls`)"),
+                    (self.token, "the edge shows no token (no `token`)"),
+                )
+                if setting is None
+            ]
+        if self.handover is not None and not is_loopback(split_address(self.handover)[0]):
+            found.append(f"other machines can reach handover {self.handover} and it is not encrypted")
+        return found
 
 
 C = TypeVar("C", CloudConfig, EdgeConfig)

@@ -1,6 +1,7 @@
 """What both daemons have in common: the event loop, signals, logging, background tasks and their end.
 
 SIGTERM drains (running answers finish, nothing new starts), SIGINT stops, a second signal ends at once.
+SIGHUP has certificates and tokens read again.
 """
 
 import asyncio
@@ -43,10 +44,14 @@ class Model(Tokenizer, Protocol):
 
 
 class Lifecycle:
-    """Whether the daemon should end (`ending`), and whether that may take its time (`draining`)."""
+    """Whether the daemon should end (`ending`), and whether that may take its time (`draining`).
+
+    `reload`: SIGHUP came; who reads files again clears it.
+    """
 
     def __init__(self) -> None:
         self.ending = asyncio.Event()
+        self.reload = asyncio.Event()
         self.draining = False
 
     def on_signal(self, *, drain: bool) -> None:
@@ -73,6 +78,8 @@ def run_daemon(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+    for danger in config.dangers():
+        log.warning("insecure: %s", danger)
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
     engine = load()
@@ -82,6 +89,7 @@ def run_daemon(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
         loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
+        loop.add_signal_handler(signal.SIGHUP, life.reload.set)
         await serve(engine, life)
 
     uvloop.run(main())
@@ -95,7 +103,6 @@ def link_settings(role: Role, config: Daemon, model: Model, limits: dict[str, in
         fingerprint=model.fingerprint(),
         limits=limits,
         model={"name": Path(config.model).name, "context_train": model.context_train},
-        token=config.token,
         ping_interval_s=config.keepalive.ping_interval_s,
         silence_s=config.keepalive.silence_s,
         handshake_s=config.keepalive.handshake_s,

@@ -15,7 +15,7 @@ from ecd.edge.handing import Handing, socket_of
 from ecd.edge.request import Request
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
-from ecd.edge.taking import Taking, handover
+from ecd.edge.taking import Taking, handover, showing
 from ecd.errors import BadRequest, Code, EcdError, LinkError, RemoteError
 from ecd.sampling import Sampling
 from ecd.wire.connection import Role
@@ -163,6 +163,22 @@ async def test_who_speaks_another_language_is_not_handed_anything(tmp_path: Path
         assert reading.answer.link is None
         await reading.to_the_end()
         assert reading.answer.generation.tally.resumed == 0
+
+
+async def test_who_does_not_show_the_same_token_is_not_let_in(tmp_path: Path) -> None:
+    async with pair(tmp_path, identify=showing("another")) as p:
+        reading = Reading(p.start())
+        await reading.until(BEFORE)
+        with pytest.raises(EcdError, match="set the same at both"):
+            await p.handing.migrate(reading.answer.id, p.socket)
+        await reading.to_the_end()
+
+
+def test_a_token_is_compared_as_it_is() -> None:
+    assert showing("t")(b"t") == showing(None)(None) == showing(None)(b"t") == ""
+    for shown in (None, b"", b"T", b"t "):
+        with pytest.raises(EcdError, match="its own `token`"):
+            showing("t")(shown)
 
 
 @pytest.mark.parametrize("to", ["/nowhere/edge.sock", "127.0.0.1:1"])

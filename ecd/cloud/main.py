@@ -1,25 +1,32 @@
 """`ecd cloud`: puts the engine, the batcher and the service together and runs them."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
+from ecd.cloud.admission import Admission
 from ecd.cloud.assist import Assist, AssistEngine
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.listener import Listener
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import DaemonError, ModelError
+from ecd.errors import ModelError
+from ecd.trust.files import TokenFile
+from ecd.trust.tls import cloud_context
 from ecd.wire.connection import PAGES, Role
 
 log = logging.getLogger(__name__)
 
+# How often the token file is looked at, and tokens may expire.
+TOKENS_LOOK_S = 1.0
 # Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
 # 5 ms would be a sixth of a step.
 SWITCH_S = 1e-4
@@ -106,17 +113,26 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
+    # First, so that a file that cannot be used is told before a model is loaded.
+    tokens = None if config.tokens is None else TokenFile(config.tokens)
+    if config.tls is not None:
+        cloud_context(config.tls)
     sys.setswitchinterval(SWITCH_S)
 
     def load_all() -> tuple[Model, Verifier, AssistEngine | None]:
         model, verifier = load(config)
         return model, verifier, load_assist(config, model)
 
-    run_daemon(config, load_all, lambda engines, life: _serve(config, *engines, life))
+    run_daemon(config, load_all, lambda engines, life: _serve(config, *engines, tokens, life))
 
 
 async def _serve(
-    config: CloudConfig, model: Model, verifier: Verifier, reader: AssistEngine | None, life: Lifecycle
+    config: CloudConfig,
+    model: Model,
+    verifier: Verifier,
+    reader: AssistEngine | None,
+    tokens: TokenFile | None,
+    life: Lifecycle,
 ) -> None:
     assist = None if reader is None else Assist(reader)
     settings = link_settings(
@@ -134,23 +150,42 @@ async def _serve(
         settings = replace(settings, model=told, features=(*settings.features, PAGES))
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
-    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained, assist)
+    if tokens is None:
+        service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained, assist=assist)
+    else:
+        settings = replace(settings, identify=tokens.identify)
+        service = CloudService(
+            verifier, vocabulary, settings, batcher, life.on_drained, config.limits, tokens.check, assist
+        )
+    admission = Admission(config.connections.total, config.connections.per_address)
+    listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
+    service.listener_stats = listener.stats
     host, port = split_address(config.listen)
     jobs = (service.step_forever,) if assist is None else (service.step_forever, assist.run_forever)
-    async with background(*jobs):
-        try:
-            server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
-        except OSError as e:
-            raise DaemonError(
-                f"cannot listen on {config.listen}: {e.strerror}; choose another --listen"
-            ) from None
-        service.listen = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+    async with (
+        background(*jobs, lambda: _watch_forever(life.reload, listener, tokens, service)),
+        listener.listening(host, port) as service.listen,
         # Last, so that a daemon that answers on its control socket is ready.
-        async with control_socket(config.socket, service.handlers()):
-            log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
-            await until_end(life, service.drain, config.drain_s)
-            server.close()
-            service.stop()
+        control_socket(config.socket, service.handlers()),
+    ):
+        log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
+        await until_end(life, service.drain, config.drain_s)
+        service.stop()
     service.close()
     if assist is not None:
         assist.close()
+
+
+async def _watch_forever(
+    reload: asyncio.Event, listener: Listener, tokens: TokenFile | None, service: CloudService
+) -> None:
+    """Has certificates read again when that is asked for, and tokens when their file has changed."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOKENS_LOOK_S):
+                await reload.wait()
+                reload.clear()
+                listener.reload()
+        if tokens is not None:
+            tokens.refresh()
+            service.check_tokens()

@@ -20,9 +20,10 @@ from ecd.edge.pacing import Objective
 from ecd.edge.page_holder import PageHolder
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
-from ecd.edge.taking import Taking, handover
+from ecd.edge.taking import Taking, handover, showing
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.pages import Encoding
+from ecd.trust.tls import edge_context
 from ecd.wire.connection import PAGES, Role
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     Raises EcdError when it cannot start.
     """
     serves_http(config)
+    if config.tls is not None:
+        # Here, so that a file that cannot be used is told before a model is loaded.
+        edge_context(config.tls)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
@@ -76,10 +80,10 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     )
     host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
-    link = link_settings(Role.EDGE, config, model, limits={})
+    link = replace(link_settings(Role.EDGE, config, model, limits={}), token=config.token)
     if pages is not None:
         link = replace(link, features=(*link.features, PAGES))
-    uplink = Uplink(host, port, link, backoff, service.on_event)
+    uplink = Uplink(host, port, link, backoff, service.on_event, config.tls)
     service.attach(uplink)
     settings = PaceSettings(
         Objective(config.objective),
@@ -90,7 +94,8 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     )
     handing = Handing(service, link, insecure=config.insecure)
     limits = {"max_streams": config.sessions, "max_context": config.context_tokens}
-    taking = Taking(service, replace(link, role=Role.CLOUD, limits=limits), settings)
+    taking_link = replace(link, role=Role.CLOUD, limits=limits, identify=showing(config.token))
+    taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
         background(service.draft_forever, service.tend_forever, uplink.keep),

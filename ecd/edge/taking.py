@@ -6,9 +6,10 @@ edge: OPEN brings the text so far, TOKENS go back. The draft model's pages are a
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
 from ecd.config import EdgeConfig, split_address
@@ -17,7 +18,7 @@ from ecd.edge.handing import socket_of
 from ecd.edge.request import Request
 from ecd.edge.run_args import PaceSettings, patience_us
 from ecd.edge.service import EdgeService
-from ecd.errors import BadRequest, DaemonError, EcdError, UnknownPrefix
+from ecd.errors import AuthError, BadRequest, DaemonError, EcdError, UnknownPrefix
 from ecd.logprobs import check_top
 from ecd.sampling import Sampling
 from ecd.text import check_stop
@@ -129,6 +130,17 @@ def request_of(opening: Open, pace: PaceSettings) -> Request:
         fresh=bool(opening.fresh),
         committed=opening.committed,
     )
+
+
+def showing(token: str | None) -> Callable[[bytes | None], str]:
+    """As `identify` of `Settings`: lets in whoever shows this edge's own token; None: everybody."""
+
+    def identify(shown: bytes | None) -> str:
+        if token is not None and not hmac.compare_digest(shown or b"", token.encode()):
+            raise AuthError("this edge takes over from edges with its own `token`; set the same at both")
+        return ""
+
+    return identify
 
 
 @contextlib.asynccontextmanager
