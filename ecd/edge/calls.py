@@ -11,7 +11,7 @@ from ecd.edge.answer import Chunk
 from ecd.edge.answering import answering, arrivals
 from ecd.edge.pacing_stats import state
 from ecd.edge.results import check_result_fits, logprobs_entry, result_of
-from ecd.edge.run_args import PaceSettings, parse_run, request_of
+from ecd.edge.run_args import AnswerSettings, parse_run, request_of
 from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import BadRequest
@@ -26,7 +26,7 @@ class EdgeCalls:
         self,
         service: EdgeService,
         tokenizer: Tokenizer,
-        settings: PaceSettings,
+        settings: AnswerSettings,
         *,
         model_name: str,
         on_drained: Callable[[], None],

@@ -4,18 +4,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ecd.config import EdgeConfig, split_address
+from ecd.config import ConfidenceConfig, EdgeConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.combined_drafter import CombinedDrafter
+from ecd.edge.confidence import Confidence, Strategy
 from ecd.edge.drafter import Drafter
 from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import Objective
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.wire.connection import Role
@@ -36,8 +36,15 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
         slots=config.sessions,
         context_tokens=config.context_tokens,
         threads=config.threads,
+        confidence=confidence_of(config.confidence),
     )
     return model, drafter
+
+
+def confidence_of(config: ConfidenceConfig) -> Confidence:
+    """The strategy of the settings."""
+    weights = {Strategy(name): weight for name, weight in config.weights.items()}
+    return Confidence(Strategy(config.strategy), config.temperature, config.top_k, weights)
 
 
 def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Drafter]] = load_llama) -> None:
@@ -62,15 +69,14 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         meter,
         n_vocab=model.n_vocab,
         piece=model.piece,
+        ends=model.eog,
         link_wait_s=config.link_wait_s,
     )
     host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
     service.attach(uplink)
-    settings = PaceSettings(
-        Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
-    )
+    settings = AnswerSettings.of(config)
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
         background(service.draft_forever, service.tend_forever, uplink.keep),
