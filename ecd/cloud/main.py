@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from typing import assert_never
 
@@ -16,6 +17,10 @@ from ecd.errors import DaemonError, ModelError
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
+
+# Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
+# 5 ms would be a sixth of a step.
+SWITCH_S = 1e-4
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -79,6 +84,7 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
+    sys.setswitchinterval(SWITCH_S)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
