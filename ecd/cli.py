@@ -20,6 +20,7 @@ from ecd.options import (
     output_options,
     parse_bias,
     prompt_text,
+    rule_option,
     run_program,
     sampling_options,
     template_option,
@@ -135,6 +136,11 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
     type=click.Choice(["latency", "balanced", "cost"]),
     help="What to pace for: speed, or few target forwards.  [default: balanced]",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "confident", "edge-only", "cloud-only"]),
+    help="Who chooses the tokens of requests that do not say.  [default: exact]",
+)
 @click.option("--ahead-tokens", type=int, help="Draft at most so far ahead.  [default: as far as pays]")
 @click.option(
     "--lookup/--no-lookup", default=None, help="Hint text copied from prompt and answer.  [default: on]"
@@ -180,6 +186,7 @@ def edge(file: Path | None, check: bool, **flags: Any) -> None:
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of the engine.")
 @sampling_options
+@rule_option
 @template_option
 @output_options
 def oracle(

@@ -196,9 +196,9 @@ class ConfidenceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    strategy: Literal[
-        "max_prob", "entropy", "temperature", "top_k_agg", "margin", "ensemble", "none"
-    ] = "max_prob"
+    strategy: Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin", "ensemble", "none"] = (
+        "max_prob"
+    )
     temperature: float = Field(default=1.0, gt=0.01, le=100)
     top_k: int = Field(default=5, ge=1, le=1000)
     weights: dict[
@@ -217,10 +217,10 @@ class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
     `context_tokens` is per session. `mode`, `threshold` (from which confidence on a token is the edge's to
-    commit), `target_agreement` (what an adaptive one is found for) and `audit_share` (of the edge's tokens, how
-    many the cloud compares with its own) hold for requests that do not say. `ahead_tokens`, `patience_ms` and
-    `hint_tokens` fix what the pacing controller decides otherwise. `lookup`: whether text is copied from prompt
-    and answer, besides the model's guesses. `http`: null or false for none.
+    commit), `target_agreement` (what an adaptive one is found for) and `audit_share` (of the edge's tokens,
+    how many the cloud compares with its own) hold for requests that do not say. `ahead_tokens`, `patience_ms`
+    and `hint_tokens` fix what the pacing controller decides otherwise. `lookup`: whether text is copied from
+    prompt and answer, besides the model's guesses. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"

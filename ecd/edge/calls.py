@@ -45,6 +45,7 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
+            "set": self.set,
             "drain": self.drain,
         }
 
@@ -118,6 +119,15 @@ class EdgeCalls:
             raise BadRequest("cancel needs the session's number as `id`")
         self._service.cancel(number)
         return {"cancelled": number}
+
+    async def set(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+        """Changes settings for requests from here on, all of the given or none; tells what holds now."""
+        match args:
+            case {"settings": dict(given)} if len(args) == 1:
+                self._settings.change(given)
+                return self._settings.model_dump(mode="json")
+            case _:
+                raise BadRequest("set needs `settings`, a map of values by name")
 
     async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""

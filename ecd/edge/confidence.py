@@ -1,10 +1,10 @@
 """How sure the draft model is of its next token: a number in [0, 1] from its distribution alone.
 
-Pure numpy. No strategy sees the token that was drawn, so that whoever decides by confidence leaves the rejection
-rule lossless. Knows nothing of engines, thresholds or what is decided.
+Pure numpy. No strategy sees the token that was drawn, so that whoever decides by confidence leaves the
+rejection rule lossless. Knows nothing of engines, thresholds or what is decided.
 
-In the formulas z are the logits, p = softmax(z) at temperature 1 whatever the request's, and V is the size of the
-vocabulary.
+In the formulas z are the logits, p = softmax(z) at temperature 1 whatever the request's, and V is the size of
+the vocabulary.
 """
 
 import math
@@ -25,16 +25,14 @@ class Strategy(StrEnum):
     """Formulas of confidence.
 
     max_prob: max p, the maximum softmax probability (Hendrycks and Gimpel 2017, 'A baseline for detecting
-    misclassified and out-of-distribution examples in neural networks').
-    entropy: 1 - H(p) / ln V, with H the entropy (Shannon 1948) and ln V the most it can be.
-    temperature: max softmax(z / T), temperature scaling; T is fitted on data (Guo et al. 2017, 'On calibration
-    of modern neural networks', section 4.2).
-    top_k_agg: the sum of the k largest p, the mass that top-k sampling would draw from (Fan, Lewis, Dauphin
-    2018, 'Hierarchical neural story generation').
-    margin: the largest p less the second largest (Scheffer, Decomain, Wrobel 2001, 'Active hidden Markov models
-    for information extraction').
-    ensemble: the mean of others by weight, a linear opinion pool (Stone 1961, 'The opinion pool').
-    none: 1 whatever the distribution: guesses are told apart by their drafter and place only.
+    misclassified and out-of-distribution examples in neural networks'). entropy: 1 - H(p) / ln V, with H the
+    entropy (Shannon 1948) and ln V the most it can be. temperature: max softmax(z / T), temperature scaling;
+    T is fitted on data (Guo et al. 2017, 'On calibration of modern neural networks', section 4.2). top_k_agg:
+    the sum of the k largest p, the mass that top-k sampling would draw from (Fan, Lewis, Dauphin 2018,
+    'Hierarchical neural story generation'). margin: the largest p less the second largest (Scheffer,
+    Decomain, Wrobel 2001, 'Active hidden Markov models for information extraction'). ensemble: the mean of
+    others by weight, a linear opinion pool (Stone 1961, 'The opinion pool'). none: 1 whatever the
+    distribution: guesses are told apart by their drafter and place only.
     """
 
     MAX_PROB = "max_prob"

@@ -16,10 +16,11 @@ UNSURE = Pace(ahead=16)
 
 
 class Mode(StrEnum):
-    """Who chooses the tokens: the target, the target without hints, the draft model, or each where it is sure.
+    """Who chooses the tokens: the target, the target without hints, the draft model, or each where it is
+    sure.
 
-    EXACT and CLOUD_ONLY give the target's text. CONFIDENT: the edge commits what it is sure enough of, the cloud
-    the rest. EDGE_ONLY: the draft model alone; nothing crosses the link.
+    EXACT and CLOUD_ONLY give the target's text. CONFIDENT: the edge commits what it is sure enough of, the
+    cloud the rest. EDGE_ONLY: the draft model alone; nothing crosses the link.
     """
 
     EXACT = "exact"
@@ -37,8 +38,8 @@ class Mode(StrEnum):
 class Request:
     """What the user asked for, as token ids and settings.
 
-    In mode CONFIDENT guesses of at least `threshold` are committed; None: of the threshold that the edge finds
-    for `target_agreement`. `audit_share` of those are compared with what the target would have said.
+    In mode CONFIDENT guesses of at least `threshold` are committed; None: of the threshold that the edge
+    finds for `target_agreement`. `audit_share` of those are compared with what the target would have said.
 
     `ahead`, `patience_us` and `hint_tokens` (hints gathered into a frame, and waited for by a patient cloud)
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
@@ -102,6 +103,3 @@ class Tally:
     forwards_without_hints: int = 0
     resumed: int = 0
     step_us: int = 0
-    handovers: int = 0
-    audited: int = 0
-    agreed: int = 0

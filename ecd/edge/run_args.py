@@ -25,11 +25,12 @@ class RunArgs(BaseModel):
     """Arguments of `run`. A text prompt under `chat` is one user message, token ids are taken as they are;
     `seed` None draws one.
 
-    mode: a `Mode`, or a sampling rule by name, which is exact under that rule. alternates: whether the draft's second choices are followed too. objective, patience_ms (how long the
-    cloud may hold a step back), hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens:
-    the edge's settings where they are None. logprobs: how many of the most likely tokens to tell with each
-    token's logprob, nothing where it is None. mode, threshold, target_agreement, audit_share: the edge's
-    settings too where they are None.
+    mode: a `Mode`, or a sampling rule by name, which is exact under that rule. alternates: whether the
+    draft's second choices are followed too. objective, patience_ms (how long the cloud may hold a step back),
+    hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens: the edge's settings where
+    they are None. logprobs: how many of the most likely tokens to tell with each token's logprob, nothing
+    where it is None. mode, threshold, target_agreement, audit_share: the edge's settings too where they are
+    None.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -99,7 +100,7 @@ class AnswerSettings(BaseModel):
     def change(self, given: dict[str, Any]) -> None:
         """Sets all that is given, or nothing. Raises BadRequest that names the setting."""
         known = AnswerSettings.model_fields
-        if unknown := sorted(given.keys() - known.keys()):
+        if unknown := sorted(map(str, given.keys() - known.keys())):
             raise BadRequest(f"{', '.join(unknown)} cannot be set while running; {', '.join(known)} can")
         try:
             changed = AnswerSettings.model_validate(self.model_dump() | given)
@@ -165,8 +166,9 @@ def _mode(args: RunArgs, settings: AnswerSettings) -> Mode:
     mode = Mode.EXACT if asked in list(Rule) else Mode(asked)
     if mode.edge_commits:
         if args.logprobs is not None:
-            raise BadRequest(f"logprobs are the target's, which mode {mode} does not ask for every token; "
-                             "use mode exact")
+            raise BadRequest(
+                f"logprobs are the target's, which mode {mode} does not ask for every token; use mode exact"
+            )
         if not args.draft:
             raise BadRequest(f"mode {mode} is not without drafts; use mode cloud-only")
     return mode

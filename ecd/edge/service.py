@@ -16,19 +16,32 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
+from ecd.edge.ending import Ending
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
 from ecd.edge.reopening import Reopen
-from ecd.edge.request import Request
+from ecd.edge.request import Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.edge.threshold import Thresholds
 from ecd.edge.timeline import Timeline
+from ecd.edge.turns import Turns
 from ecd.edge.uplink import Uplink
-from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.errors import (
+    BadRequest,
+    Code,
+    ContextOverflow,
+    EcdError,
+    EngineError,
+    LinkError,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+)
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
-from ecd.wire.messages import Finish, Reset, Tokens
+from ecd.wire.messages import Audit, Finish, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +53,9 @@ MAX_AHEAD = 1024
 class EdgeService:
     """All answers of one edge.
 
-    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. link_wait_s: how
-    long an answer may go without a link before it fails.
+    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: ids that
+    end a text by the draft model's list, for answers that no cloud has a say in. link_wait_s: how long an
+    answer may go without a link before it fails.
     """
 
     def __init__(
@@ -53,6 +67,7 @@ class EdgeService:
         n_vocab: int,
         piece: Callable[[int], bytes],
         link_wait_s: float,
+        ends: frozenset[int] = frozenset(),
     ):
         self.totals = EdgeTotals()
         self.answers: dict[int, Answer] = {}
@@ -63,10 +78,12 @@ class EdgeService:
         self.acceptance = acceptance
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
+        self.thresholds = Thresholds()
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
         self._piece = piece
+        self._ends = ends
         self._link_wait_s = link_wait_s
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
@@ -77,7 +94,7 @@ class EdgeService:
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
-        self._takes_alternates = False
+        self._takes_alternates = self._takes_commits = False
 
     def attach(self, uplink: Uplink) -> None:
         """Gives the service its link; before anything is asked of it."""
@@ -88,37 +105,72 @@ class EdgeService:
     def start(self, request: Request) -> Answer:
         """Begins an answer.
 
-        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest.
+        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest;
+        Overloaded when it needs a drafting slot and there is none.
         """
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
-        if self.uplink.refused:
+        alone = request.mode is Mode.EDGE_ONLY
+        if self.uplink.refused and not alone:
             raise LinkError(
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
             )
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
-        room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
+        whose = "edge" if alone else "cloud"
+        most = self._drafter.slot_tokens if alone else MAX_CONTEXT_TOKENS
+        room = most if alone else self.cloud_limits.get("max_context", most)
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
-                f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
+                f"{whose}'s context of {room}; shorten one, or raise context_tokens at the {whose}"
             )
+        slot = self._slot_for(request)
         now = monotonic()
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        generation = Generation(request, self.acceptance, pacer)
+        turns = self._turns(request) if slot is not None and request.mode.edge_commits else None
+        generation = Generation(request, self.acceptance, pacer, turns)
+        generation.slot = slot
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
-        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        if request.draft and request.ahead != 0 and fits and self._free_slots:
-            answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
+        if alone:
+            generation.phase = Phase.ALONE
         self._open(answer)
         self._draft_wanted.set()
         return answer
+
+    def _slot_for(self, request: Request) -> int | None:
+        """A drafting slot, if the answer is to have one and one is free that it fits.
+
+        Raises Overloaded where it cannot do without.
+        """
+        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
+        drafts = request.draft and (request.ahead != 0 or request.mode.edge_commits)
+        if drafts and fits and self._free_slots:
+            return self._free_slots.pop()
+        if request.mode is Mode.EDGE_ONLY:
+            raise Overloaded(
+                f"all {self._drafter.slots} drafting slots are in use, and mode edge-only needs one; "
+                "try again later, or raise sessions at the edge"
+            )
+        return None
+
+    def _turns(self, request: Request) -> Turns:
+        alone = request.mode is Mode.EDGE_ONLY
+        ends = self._ends if alone or not self.cloud_ends else self.cloud_ends
+        return Turns(
+            limit=len(request.prompt),
+            ending=Ending(TextStream(request.stop), self._piece, ends, request.max_tokens),
+            thresholds=self.thresholds,
+            fixed=0.0 if alone else request.threshold,
+            agreement=request.target_agreement,
+            audit_share=request.audit_share,
+            seed=request.sampling.seed,
+        )
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
@@ -203,6 +255,8 @@ class EdgeService:
                 if answer.id in self.answers:
                     self._free(answer)
                     self._perform(answer, answer.generation.stop_drafting())
+                    if answer.generation.phase is Phase.ALONE:
+                        self._end(answer, EngineError(f"the draft model failed: {results}"))
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
         if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
@@ -235,6 +289,7 @@ class EdgeService:
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
                 self._takes_alternates = "alternates" in event.peer.features
+                self._takes_commits = "commit" in event.peer.features
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
@@ -277,6 +332,7 @@ class EdgeService:
                 stream,
                 max_ahead,
                 alternates=self._takes_alternates,
+                commits=self._takes_commits,
                 conditions=self.meter.conditions,
                 now=monotonic(),
             )
@@ -310,10 +366,16 @@ class EdgeService:
                     self._perform(answer, answer.generation.receive(message, now))
                     self._steer_soon(answer)
                 except ProtocolError as e:
-                    log.error("the cloud broke the protocol: %s", e)
-                    if self.uplink.link is not None:
-                        self.uplink.link.close(e.code, str(e))
+                    self._refuse(e)
                 self._draft_wanted.set()
+            case Audit():
+                try:
+                    self._perform(answer, answer.generation.audited(message))
+                except ProtocolError as e:
+                    self._refuse(e)
+                if answer.id not in self.answers:
+                    self.totals.target_forwards += message.forwards
+                    self._forget_stream(answer)
             case Reset():
                 del self._by_stream[message.stream]
                 reason = readable(message.message)
@@ -331,6 +393,17 @@ class EdgeService:
                         assert_never(other)
             case _:
                 log.debug("ignored %s", type(message).__name__)
+
+    def _refuse(self, error: ProtocolError) -> None:
+        log.error("the cloud broke the protocol: %s", error)
+        if self.uplink.link is not None:
+            self.uplink.link.close(error.code, str(error))
+
+    def _forget_stream(self, answer: Answer) -> None:
+        """Nothing is waited for on the stream of an answer that is over, unless tokens of it are compared."""
+        turns = answer.generation.turns
+        if turns is None or not turns.pending:
+            self._by_stream.pop(answer.generation.stream, None)
 
     def _steer_soon(self, answer: Answer) -> None:
         if not self._to_steer:
@@ -409,9 +482,11 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        self._by_stream.pop(answer.generation.stream, None)
-        self._free(answer)
         answer.generation.phase = Phase.FINISHED
+        if isinstance(outcome, EcdError):
+            self._by_stream.pop(answer.generation.stream, None)
+        self._forget_stream(answer)
+        self._free(answer)
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
         self.totals.committed += len(answer.generation.origins)

@@ -6,8 +6,8 @@ Pure counting. Knows audited tokens as a verdict each, and nothing of text, posi
 import math
 from dataclasses import dataclass
 
-# The threshold moves on the scale of log-odds, where 0.99 and 0.999 are as far apart as 0.9 and 0.99, and stays
-# between these: confidences of less or more are all alike.
+# The threshold moves on the scale of log-odds, where 0.99 and 0.999 are as far apart as 0.9 and 0.99, and
+# stays between these: confidences of less or more are all alike.
 LOWEST, HIGHEST = -4.0, 9.0
 # Confidence from which on a token is committed before anything was audited: 0.9.
 FIRST = math.log(9.0)
@@ -20,11 +20,11 @@ LAST_STEP = 0.04
 class AdaptiveThreshold:
     """Keeps the share of committed tokens that agree with the target at `agreement`, whatever is asked.
 
-    After each audited token the threshold's log-odds move by step * (wrong - (1 - agreement)), with wrong 1 or 0.
-    While they stay within bounds the mean of `wrong` over n tokens therefore differs from 1 - agreement by no
-    more than their range / (step * n): the errors add up to a distance that cannot grow (Gibbs and Candes 2021,
-    'Adaptive conformal inference under distribution shift', proposition 4.1; shrinking steps: Angelopoulos,
-    Barber, Bates 2024, 'Online conformal prediction with decaying step sizes').
+    After each audited token the threshold's log-odds move by step * (wrong - (1 - agreement)), with wrong 1
+    or 0. While they stay within bounds the mean of `wrong` over n tokens therefore differs from 1 - agreement
+    by no more than their range / (step * n): the errors add up to a distance that cannot grow (Gibbs and
+    Candes 2021, 'Adaptive conformal inference under distribution shift', proposition 4.1; shrinking steps:
+    Angelopoulos, Barber, Bates 2024, 'Online conformal prediction with decaying step sizes').
     """
 
     agreement: float
@@ -63,7 +63,7 @@ class Thresholds:
         return self._adaptive[rounded]
 
     def audit(self, agreement: float | None, agreed: bool) -> None:
-        """One more token was compared; `agreement`: what its threshold is found for, None under a fixed one."""
+        """One more token was compared; `agreement` is its adaptive threshold's, None under a fixed one."""
         self.audited += 1
         self.agreed += agreed
         if agreement is not None:

@@ -177,8 +177,8 @@ class Tokens:
 class Commit:
     """Tokens that the edge committed by itself from position `base` on, and whose turn it is from here on.
 
-    `limit`: positions below it are the cloud's to commit. `audit`: so many of the ids, the last ones, are to be
-    compared with what the target would have said.
+    `limit`: positions below it are the cloud's to commit. `audit`: so many of the ids, the last ones, are to
+    be compared with what the target would have said.
     """
 
     TYPE: ClassVar[int] = 6
@@ -272,8 +272,8 @@ class Error:
 class Audit:
     """What the target says of tokens that the edge committed, from position `base` on.
 
-    `agreed`: a byte for each, 1 where the target would have chosen it behind the same text. `forwards`: target
-    forwards that were made for this alone.
+    `agreed`: a byte for each, 1 where the target would have chosen it behind the same text. `forwards`:
+    target forwards that were made for this alone.
     """
 
     TYPE: ClassVar[int] = 14
