@@ -10,6 +10,7 @@ import click
 from ecd import __version__
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.errors import BadRequest
+from ecd.lab.calibrate import calibrate
 from ecd.lab.plan import plan
 from ecd.models.cli import model_names, models
 from ecd.options import (
@@ -62,12 +63,14 @@ def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
     `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
-    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    `plan` and `bench` tell what drafting gives, `calibrate` how sure a draft may be. `ecdctl` talks to a
+    running daemon.
     """
 
 
 cli.add_command(models)
 cli.add_command(plan)
+cli.add_command(calibrate)
 cli.add_command(completion)
 
 _config = click.option(

@@ -188,6 +188,9 @@ class Http(BaseModel):
         return self
 
 
+PureStrategy = Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin"]
+
+
 class ConfidenceConfig(BaseModel):
     """How sure a guess of the draft model is said to be; docs/CONFIDENCE.md has the formulas.
 
@@ -201,10 +204,11 @@ class ConfidenceConfig(BaseModel):
     )
     temperature: float = Field(default=1.0, gt=0.01, le=100)
     top_k: int = Field(default=5, ge=1, le=1000)
-    weights: dict[
-        Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin"],
-        Annotated[float, Field(ge=0, le=1000)],
-    ] = Field(default_factory=lambda: {"max_prob": 1.0, "entropy": 1.0, "margin": 1.0})
+    weights: dict[PureStrategy, Annotated[float, Field(ge=0, le=1000)]] = {
+        "max_prob": 1.0,
+        "entropy": 1.0,
+        "margin": 1.0,
+    }
 
     @model_validator(mode="after")
     def _check(self) -> "ConfidenceConfig":

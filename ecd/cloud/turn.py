@@ -34,7 +34,7 @@ class Turn:
             raise BadRequest(f"COMMIT moves the limit back from {self.limit} to {limit}")
         if ids and (base != length or length < self.limit):
             raise BadRequest(
-                f"COMMIT of {ids} ids at {base}, where {length} are committed and the cloud goes to {self.limit}"
+                f"COMMIT of {ids} ids at {base}, with {length} committed and the cloud's end at {self.limit}"
             )
         if audit > ids:
             raise BadRequest(f"COMMIT of {ids} ids asks for an audit of {audit}")
