@@ -300,8 +300,9 @@ def set_(socket: Path, settings: tuple[str, ...], as_json: bool) -> None:
       ecdctl set mode=confident target_agreement=0.97
       ecdctl set mode=exact patience_ms=null
     """
+    changes = dict(map(_setting, settings))
     with BlockingClient(socket) as client:
-        _print(client.call("set", settings=dict(map(_setting, settings))), as_json)
+        _print(client.call("set", settings=changes), as_json)
 
 
 def _setting(given: str) -> tuple[str, Any]:

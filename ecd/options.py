@@ -88,7 +88,7 @@ _SAMPLING: tuple[Option, ...] = (
 
 rule_option = click.option(
     "--mode",
-    type=click.Choice(["exact", *Rule]),
+    type=click.Choice(["exact", *(rule.value for rule in Rule)]),
     default="exact",
     show_default=True,
     help="exact: greedy at temperature 0, coupled above it.",
@@ -97,7 +97,7 @@ rule_option = click.option(
 _MODE: tuple[Option, ...] = (
     click.option(
         "--mode",
-        type=click.Choice(["exact", "confident", "edge-only", "cloud-only", *Rule]),
+        type=click.Choice(["exact", "confident", "edge-only", "cloud-only", *(rule.value for rule in Rule)]),
         default=None,
         help="Who chooses tokens: the target (exact, cloud-only, or a rule by name), the draft where it is "
         "sure enough (confident), the draft alone.  [default: the edge's]",
