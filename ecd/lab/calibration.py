@@ -64,7 +64,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def risk_coverage(confidence: Floats, agreed: Bools) -> tuple[Kept, ...]:
-    """What each threshold keeps, highest first; equal confidences are kept together (El-Yaniv, Wiener 2010)."""
+    """What each threshold keeps, highest first; equal confidences go together (El-Yaniv, Wiener 2010)."""
     order = np.argsort(-confidence, kind="stable")
     sure, right = confidence[order], np.cumsum(agreed[order])
     last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
