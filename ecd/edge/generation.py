@@ -203,12 +203,20 @@ class Generation:
     def _is_own_turn(self) -> bool:
         return self.turns is not None and self.turns.is_edges(len(self.tokens))
 
+    @property
+    def _takes_hints(self) -> bool:
+        """Whether the cloud may commit a token beside its own next one."""
+        return self.turns is None or self.turns.limit > len(self.tokens) + 1
+
     def _own_turn(self) -> list[Command]:
         """In the edge's turn, commits guesses that are sure enough; at one that is not, the cloud goes on."""
         turns = self.turns
         if turns is None or self.phase is Phase.FINISHED:
             return []
         ids, finish = turns.commit(self.tokens, self.lines)
+        if ids:
+            # Where they differ from its hints, the cloud forgets it too.
+            self._told_exhausted = False
         origins = (Origin.EDGE_CONFIDENT,) * len(ids)
         self.origins.extend(origins)
         commands: list[Command] = [Emit(ids, origins)] if ids else []
@@ -417,7 +425,7 @@ class Generation:
 
     def _send_or_wait(self, now: float) -> list[Command]:
         """Sends hints at once where a step might begin without them, else together with those that follow."""
-        if self._is_own_turn:
+        if not self._takes_hints:
             self._flush_at = None
             return []
         due = self._flush_at is not None and now >= self._flush_at
@@ -455,7 +463,7 @@ class Generation:
     def _send_hints(self) -> list[Command]:
         """Everything that is not sent yet, in one frame."""
         self._flush_at = None
-        if self.phase is not Phase.STREAMING or self.slot is None or self._is_own_turn:
+        if self.phase is not Phase.STREAMING or self.slot is None or not self._takes_hints:
             return []
         pace, main, wire_pace = self.pace, self.lines.main, self._wire_pace()
         commands: list[Command] = []
@@ -497,7 +505,7 @@ class Generation:
         """Where hints come too late to tell that the cloud is to wait for them, a token of its own does."""
         wire_pace = self._wire_pace()
         wanted = self.pace.send and wire_pace.patience_us and not self._told.patience_us
-        if self.phase is not Phase.STREAMING or not wanted or self._is_own_turn:
+        if self.phase is not Phase.STREAMING or not wanted or not self._takes_hints:
             return []
         self._told, self._told_exhausted = wire_pace, False
         last = len(self.tokens) - 1

@@ -16,7 +16,6 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
-from ecd.edge.ending import Ending
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
@@ -129,7 +128,10 @@ class EdgeService:
         slot = self._slot_for(request)
         now = monotonic()
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        turns = self._turns(request) if slot is not None and request.mode.edge_commits else None
+        turns = None
+        if slot is not None and request.mode.edge_commits:
+            ends = self._ends if alone or not self.cloud_ends else self.cloud_ends
+            turns = Turns.of(request, self.thresholds, self._piece, ends)
         generation = Generation(request, self.acceptance, pacer, turns)
         generation.slot = slot
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
@@ -158,19 +160,6 @@ class EdgeService:
                 "try again later, or raise sessions at the edge"
             )
         return None
-
-    def _turns(self, request: Request) -> Turns:
-        alone = request.mode is Mode.EDGE_ONLY
-        ends = self._ends if alone or not self.cloud_ends else self.cloud_ends
-        return Turns(
-            limit=len(request.prompt),
-            ending=Ending(TextStream(request.stop), self._piece, ends, request.max_tokens),
-            thresholds=self.thresholds,
-            fixed=0.0 if alone else request.threshold,
-            agreement=request.target_agreement,
-            audit_share=request.audit_share,
-            seed=request.sampling.seed,
-        )
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""

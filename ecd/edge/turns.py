@@ -5,7 +5,7 @@ docs/PROTOCOL.md, section 8. Knows guesses and COMMIT frames, and neither links 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,11 @@ import numpy as np
 from ecd.edge.ending import Ending
 from ecd.edge.lines import Lines
 from ecd.edge.pacing import Conditions, Objective
+from ecd.edge.request import Mode, Request
 from ecd.edge.threshold import Thresholds
 from ecd.errors import Code, ProtocolError
 from ecd.sampling import Guess, Noise, uniforms
+from ecd.text import TextStream
 from ecd.wire.messages import Audit, Commit, Finish, Origin, Reset
 
 # So many tokens of the edge in a row are compared with the target's, or none of them.
@@ -57,6 +59,25 @@ class Turns:
     pending: dict[int, float] = field(default_factory=dict)
     _block: list[float] = field(default_factory=list)
     _block_counts: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        thresholds: Thresholds,
+        piece: Callable[[int], bytes],
+        ends: frozenset[int],
+    ) -> "Turns":
+        """Of a new answer; its first token is the edge's. In mode edge-only none is too unsure."""
+        return cls(
+            limit=len(request.prompt),
+            ending=Ending(TextStream(request.stop), piece, ends, request.max_tokens),
+            thresholds=thresholds,
+            fixed=0.0 if request.mode is Mode.EDGE_ONLY else request.threshold,
+            agreement=request.target_agreement,
+            audit_share=request.audit_share,
+            seed=request.sampling.seed,
+        )
 
     @property
     def threshold(self) -> float:

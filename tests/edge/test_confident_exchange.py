@@ -1,5 +1,6 @@
 """Edge and cloud together in mode confident, in virtual time: who commits what, and what the audits say."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from test_exchange import (
     target_only,
 )
 
+from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.edge.pacing import Objective
 from ecd.edge.request import Mode, Request
 from ecd.edge.threshold import Thresholds
@@ -73,6 +75,9 @@ def test_every_token_is_of_whom_its_origin_says_and_the_text_ends_where_it_must(
         assert not text.stopped or at == len(g.tokens) - 1
     stopped = g.tokens[-1] == END or text.stopped
     assert world.finish is (Finish.STOP if stopped else Finish.LENGTH)
+    # Nobody waits for the other in vain, not even where the cloud is patient without end.
+    pauses = (later - earlier for earlier, later in itertools.pairwise([0.0, *world.tokens_at]))
+    assert max(pauses) < MAX_PATIENCE_S / 3
     assert g.turns.compared <= g.origins.count(Origin.EDGE_CONFIDENT)
     assert g.turns.agreed <= g.turns.compared
 

@@ -20,7 +20,6 @@ from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import DraftTask
-from ecd.edge.ending import Ending
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective, Pacer
@@ -133,17 +132,7 @@ class World:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.around.seed)
         asked = self.request
-        turns = Turns(
-            limit=len(asked.prompt),
-            ending=Ending(
-                TextStream(asked.stop), VOCABULARY.piece, VOCABULARY.end_of_generation, asked.max_tokens
-            ),
-            thresholds=self.thresholds,
-            fixed=asked.threshold,
-            agreement=asked.target_agreement,
-            audit_share=asked.audit_share,
-            seed=asked.sampling.seed,
-        )
+        turns = Turns.of(asked, self.thresholds, VOCABULARY.piece, VOCABULARY.end_of_generation)
         pacer = Pacer(asked.objective, Survival(EDGE_MEMORY))
         self.g = Generation(asked, Acceptance(), pacer, turns if asked.mode is Mode.CONFIDENT else None)
         self.g.slot = 0 if self.request.draft else None

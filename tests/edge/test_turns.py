@@ -8,14 +8,13 @@ import pytest
 from talk import CONDITIONS, PROMPT, Talk, copied, drafts, opening
 
 from ecd.edge.commands import Command, Emit, Finished, Send
-from ecd.edge.ending import Ending
 from ecd.edge.generation import Phase
 from ecd.edge.pacing import Objective, Pace
+from ecd.edge.request import Mode
 from ecd.edge.threshold import Thresholds
 from ecd.edge.turns import BLOCK_TOKENS, MOST_GIVEN, Turns, positions_given
 from ecd.errors import Code, ProtocolError
 from ecd.sampling import Guess
-from ecd.text import TextStream
 from ecd.wire.messages import Audit, Commit, Finish, Origin, Reset
 
 SURE, UNSURE = 0.95, 0.5
@@ -26,10 +25,8 @@ def shared(share: float = 1.0, fixed: float | None = 0.9, **changes: Any) -> Tal
     """A generation of mode confident behind PROMPT."""
     talk = Talk(**changes)
     request = talk.g.request
-    ending = Ending(
-        TextStream(request.stop), lambda token: bytes([token]), frozenset({END}), request.max_tokens
-    )
-    talk.g.turns = Turns(len(PROMPT), ending, Thresholds(), fixed, 0.9, share, 5)
+    asked = replace(request, mode=Mode.CONFIDENT, threshold=fixed, target_agreement=0.9, audit_share=share)
+    talk.g.turns = Turns.of(asked, Thresholds(), lambda token: bytes([token]), frozenset({END}))
     return talk
 
 
