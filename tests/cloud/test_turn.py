@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.session import Audited, Committed, Session, Step, Vocabulary
@@ -179,6 +181,52 @@ class TestAudits:
         session.take(commit(3, 11, limit=5, audit=1))
         assert session.judged(Verdict((99,), 0), 0, 0.0) == []
         assert session.begin(0, 4) == ([1, 2, 3], [Hint(11)])
+
+
+COMMITS = st.builds(
+    Commit,
+    st.just(1),
+    st.integers(0, 12),
+    st.lists(st.integers(0, 210), max_size=4).map(tuple),
+    st.just(Origin.EDGE_CONFIDENT),
+    st.integers(0, 16),
+    st.integers(0, 4),
+)
+
+
+@given(st.integers(0, 14), st.lists(COMMITS | st.integers(0, 3), max_size=30))
+def test_whatever_an_edge_says_each_position_is_committed_once_and_by_its_owner(
+    limit: int, events: list[Commit | int]
+) -> None:
+    """Numbers are steps that accept so many hints."""
+    session, owners = opened(limit, max_tokens=9), list[str]()
+    for event in events:
+        before, ends = list(session.tokens), session.turn.limit
+        assert ends is not None
+        if isinstance(event, Commit):
+            try:
+                session.take(event)
+            except BadRequest:
+                assert (session.tokens, session.turn.limit) == (before, ends)
+                continue
+            owners += ["edge"] * len(event.ids)
+            assert not event.ids or (event.base == len(before) >= ends)
+            assert session.turn.limit == event.limit >= ends
+        elif not session.idle:
+            _, hints = session.begin(event, 4)
+            agreed = min(event, len(hints))
+            verdict = Verdict((*(hint.token for hint in hints[:agreed]), 199), agreed)
+            for told in session.judged(verdict, len(hints), 0.0):
+                if isinstance(told, Committed):
+                    owners += ["cloud"] * len(told.ids)
+                    assert len(session.tokens) <= ends
+                    if told.finish is not Finish.NONE:
+                        return
+                else:
+                    positions = range(told.base, told.base + len(told.agreed))
+                    assert all(owners[at - len(PROMPT)] == "edge" for at in positions)
+            assert session.tokens[: len(before)] == before
+        assert len(session.tokens) == len(PROMPT) + len(owners) <= len(PROMPT) + 9
 
 
 class TestPlaces:
