@@ -9,11 +9,11 @@ from dataclasses import dataclass
 # The threshold moves on the scale of log-odds, where 0.99 and 0.999 are as far apart as 0.9 and 0.99, and
 # stays between these: confidences of less or more are all alike.
 LOWEST, HIGHEST = -4.0, 9.0
-# Confidence from which on a token is committed before anything was audited: 0.9.
-FIRST = math.log(9.0)
-# The first audited token moves the threshold by 1 in log-odds for all that the target would have it, later
-# ones by less, and in the end by this much.
-LAST_STEP = 0.04
+# Confidence from which on a token is committed before anything was audited: 0.8.
+FIRST = math.log(4.0)
+# The step begins at 1 and shrinks to this. A smaller one wanders less and makes up for errors later: on
+# recorded answers 0.2 came nearest to what was asked for within a few hundred tokens.
+LAST_STEP = 0.2
 
 
 @dataclass(slots=True)

@@ -76,7 +76,7 @@ def test_answers_share_a_threshold_for_each_agreement_and_all_audits_count() -> 
     assert thresholds.adaptive(0.95) is not thresholds.adaptive(0.9)
     first = thresholds.adaptive(0.95).value
     thresholds.audit(None, False)
-    assert thresholds.adaptive(0.95).value == first == pytest.approx(0.9)
+    assert thresholds.adaptive(0.95).value == first == pytest.approx(0.8)
     thresholds.audit(0.95, False)
     assert thresholds.adaptive(0.95).value > first
     thresholds.audit(0.95, True)
