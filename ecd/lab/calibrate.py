@@ -120,7 +120,9 @@ def calibration_report(
     The temperature of a token is fitted on the prompts of the other half, so that no token has a part in its
     own; the one that is told is fitted on all.
     """
-    halves = [fitted(observed.losses[observed.half != half]) for half in (False, True)]
+    # A single prompt has no other half.
+    others = [observed.losses[observed.half != half] for half in (False, True)]
+    halves = [fitted(losses if len(losses) else observed.losses) for losses in others]
     at = np.where(observed.half, halves[1], halves[0])
     confidence = observed.confidence | {
         Strategy.TEMPERATURE: observed.largest[np.arange(len(at)), at],
