@@ -13,7 +13,7 @@ from ecd.config import EdgeConfig
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.handing import Handing, socket_of
 from ecd.edge.request import Request
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.taking import Taking, handover, showing
 from ecd.errors import BadRequest, Code, EcdError, LinkError, RemoteError
@@ -56,7 +56,7 @@ async def pair(folder: Path, **other: Any) -> AsyncIterator[Pair]:
     port = server.sockets[0].getsockname()[1]
     drafters = SlowDrafter(0.001), SlowDrafter(0.001)
     here, there = (an_edge(drafter, port) for drafter in drafters)
-    taking = Taking(there, replace(EDGE, role=Role.CLOUD, **other), PaceSettings())
+    taking = Taking(there, replace(EDGE, role=Role.CLOUD, **other), AnswerSettings())
     handing = Handing(here, EDGE, insecure=False)
     config = EdgeConfig(model="m", socket=folder / "there.sock", handover="127.0.0.1:0")
     jobs = [

@@ -86,7 +86,11 @@ class Places:
 
     def begin(self, work: Work) -> None:
         """Gives a session its place, unless it has one."""
-        if work.key in self._places:
+        place = self._places.get(work.key)
+        if place is not None:
+            # A step that only looks at a part of the text brings a copy of it.
+            if len(work.tokens) >= len(place.tokens):
+                place.tokens = work.tokens
             return
         tokens = np.asarray(work.tokens, np.int32)
         wanted = Wanted(tokens, work.prompt_len, PROMPT_CHUNK_TOKENS)

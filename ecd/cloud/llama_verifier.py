@@ -6,7 +6,7 @@ Owns what each session computes in a step. Runs in the engine thread.
 import logging
 from collections.abc import Callable, Sequence
 
-from ecd.cloud.llama_places import Places
+from ecd.cloud.llama_places import Place, Places
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.config import KvCache
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
@@ -110,7 +110,7 @@ class LlamaVerifier:
     def _segment(self, item: Work) -> Segment:
         """The session's next piece; hints follow where it is the one token that was committed last."""
         sequence = self._places[item.key]
-        start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+        start, end = next_piece(_cached(sequence, item), item.prompt_len, len(item.tokens))
         hints = item.hints if end - start == 1 else ()
         tokens = [*item.tokens[start:end], *(hint.token for hint in hints)]
         return Segment(sequence.number, start, tokens, len(hints) + 1 if end == len(item.tokens) else 0)
@@ -120,7 +120,7 @@ class LlamaVerifier:
         total = 0
         for item in work:
             sequence = self._places[item.key]
-            start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+            start, end = next_piece(_cached(sequence, item), item.prompt_len, len(item.tokens))
             if start >= item.prompt_len:
                 end = start + 1
             last = end == len(item.tokens)
@@ -152,3 +152,11 @@ class LlamaVerifier:
             logprobs = verdict_logprobs(judging, verdict.tokens, item.logprobs)
             judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1), logprobs, sequence.reused)
         return StepResult(judged, {}, total, len(work), one_pass=False)
+
+
+def _cached(sequence: Place, item: Work) -> int:
+    """Tokens that need not be evaluated: never the last one, whose logits were not kept.
+
+    All are in the cache when the verdict behind them was not the session's to commit.
+    """
+    return min(sequence.cached, len(item.tokens) - 1)

@@ -16,11 +16,11 @@ from typing import Any
 from ecd.cloud.assist import Assist
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.prefixes import Prefixes
-from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.session import Audited, Committed, Session, Vocabulary
 from ecd.cloud.tenants import Tenant, Tenants
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import AuthError, Code, EcdError, EngineError, EngineLost, LimitExceeded
+from ecd.errors import AuthError, BadRequest, Code, EcdError, EngineError, EngineLost, LimitExceeded
 from ecd.trust.settings import NO_LIMITS, Limits
 from ecd.trust.tokens import Token
 from ecd.wire.connection import (
@@ -34,7 +34,18 @@ from ecd.wire.connection import (
     readable,
 )
 from ecd.wire.link import Link
-from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, Reset, Tokens
+from ecd.wire.messages import (
+    Audit,
+    Commit,
+    Credit,
+    Draft,
+    Finish,
+    Kv,
+    Message,
+    Open,
+    Reset,
+    Tokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +146,7 @@ class CloudService:
         """
         untold: list[tuple[Link, Message]] = []
         while True:
+            self._to_forget += self._batcher.park()
             work = self._batcher.plan(monotonic())
             if not work and not self._to_forget:
                 self._busy_until = None
@@ -238,7 +250,7 @@ class CloudService:
                 "id": key,
                 "peer": self._by_key[key][0].peername,
                 "tenant": self._by_key[key][0].connection.tenant,
-                "state": "running" if key in self._batcher.running else "queued",
+                "state": self._batcher.state(key),
                 "prompt_tokens": s.prompt_len,
                 "completion_tokens": len(s.tokens) - s.prompt_len,
                 "forwards": s.forwards,
@@ -261,8 +273,11 @@ class CloudService:
         for key, outcome in self._batcher.apply(result, end - start, monotonic()):
             link, stream = self._by_key[key]
             said.append((link, _message_of(stream, outcome, end - start)))
-            if isinstance(outcome, EcdError) or outcome.finish is not Finish.NONE:
-                self._over(key)
+            match outcome:
+                case EcdError():
+                    self._over(key)
+                case Committed() if outcome.finish is not Finish.NONE:
+                    self._over(key)
         return said
 
     def _tell(self, said: list[tuple[Link, Message]]) -> None:
@@ -348,7 +363,9 @@ class CloudService:
                     self._forget(key)
                 self._tenant_of.pop(link, None)
 
-    def _on_message(self, link: Link, message: Open | Draft | Tokens | Commit | Kv | Credit | Reset) -> None:
+    def _on_message(
+        self, link: Link, message: Open | Draft | Tokens | Commit | Audit | Kv | Credit | Reset
+    ) -> None:
         key = self._by_address.get((link, message.stream))
         match message:
             case Open():
@@ -359,18 +376,21 @@ class CloudService:
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     session.hint(message)
                     self._changed.set()
+            case Commit():
+                if key is not None and (session := self._batcher.get(key)) is not None:
+                    self._take(link, key, session, message)
             case Kv() | Credit() if self._assist is not None:
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     self._assist.on_message(link, message, session.tokens)
-            case Commit() | Kv():
-                # WELCOME does not offer the features that these belong to.
-                link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no COMMIT or KV frames"))
+            case Kv():
+                # WELCOME does not offer the feature that it belongs to.
+                link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no KV frames"))
                 if key is not None:
                     self._forget(key)
             case Reset():
                 if key is not None:
                     self._over(key)
-            case Credit() | Tokens():
+            case Credit() | Tokens() | Audit():
                 pass
 
     def _enter(self, link: Link) -> None:
@@ -399,6 +419,14 @@ class CloudService:
                 link.close(e.code, str(e))
         return tenant.wait_s(now)
 
+    def _take(self, link: Link, key: int, session: Session, commit: Commit) -> None:
+        try:
+            session.take(commit)
+        except BadRequest as e:
+            link.send(Reset(commit.stream, e.code, str(e)))
+            self._forget(key)
+        self._changed.set()
+
     def _open(self, link: Link, message: Open) -> None:
         tenant = self._tenant_of[link]
         try:
@@ -421,7 +449,7 @@ class CloudService:
         self._changed.set()
 
 
-def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Message:
+def _message_of(stream: int, outcome: Committed | Audited | EcdError, step_s: float) -> Message:
     """What the edge is told of its session's part in a step that took `step_s`."""
     match outcome:
         case Committed():
@@ -437,5 +465,7 @@ def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Me
                 outcome.logprobs,
                 outcome.cached,
             )
+        case Audited():
+            return Audit(stream, outcome.base, bytes(outcome.agreed), outcome.forwards)
         case EcdError():
             return Reset(stream, outcome.code, str(outcome))

@@ -52,7 +52,8 @@ class DraftTask:
     A slot's `branch` 0 is its main line; others leave it somewhere and share its beginning. `committed`: so
     many tokens of the context are the target's and stay; the number only grows until the slot is released.
     `at_most`: guesses wanted; a drafter may return fewer. `model`: whether the draft model may be run for it.
-    `fresh`: nothing that was computed for another text may be used.
+    `copies`: whether text may be copied instead. `fresh`: nothing that was computed for another text may be
+    used.
     """
 
     slot: int
@@ -63,6 +64,7 @@ class DraftTask:
     sampling: Sampling
     at_most: int = 1
     model: bool = True
+    copies: bool = True
     fresh: bool = False
 
 

@@ -17,10 +17,11 @@ from ecd.edge.drafter import Context, DraftTask
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
+from ecd.edge.turns import Turns, positions_given
 from ecd.errors import ProtocolError
 from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess, Rule
-from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
+from ecd.wire.messages import Alternate, Audit, Draft, Finish, HintWeights, Open, Origin, Tokens
 from ecd.wire.messages import Pace as WirePace
 
 # Guesses over which the share of copied ones is told, and how many of the model's it begins with.
@@ -31,20 +32,25 @@ AT_ONCE = 6
 
 
 class Phase(Enum):
-    """WAITING for a connection, STREAMING from the cloud, FINISHED."""
+    """WAITING for a connection, STREAMING from the cloud, ALONE without one, FINISHED."""
 
     WAITING = auto()
     STREAMING = auto()
+    ALONE = auto()
     FINISHED = auto()
 
 
 @dataclass(slots=True)
 class Generation:
-    """State of one answer. `acceptance` is shared by all answers of the edge."""
+    """State of one answer. `acceptance` is shared by all answers of the edge.
+
+    `turns` is there when the edge commits tokens too.
+    """
 
     request: Request
     acceptance: Acceptance
     pacer: Pacer
+    turns: Turns | None = None
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -101,13 +107,19 @@ class Generation:
         conditions: Conditions | None,
         now: float,
         prefix: tuple[bytes, int] | None = None,
+        commits: bool = True,
     ) -> list[Command]:
         """`stream` on a new connection is this generation's: starts, or goes on from what is committed.
 
-        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those. `prefix`: hash and
-        length of a beginning of the prompt that it may have already.
+        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those, `commits` whether
+        it takes tokens that the edge commits; to one that does not, the rest of the text is left. `prefix`:
+        hash and length of a beginning of the prompt that it may have already.
         """
         self._conditions = conditions
+        if not commits:
+            self.turns = None
+        if self.turns is not None:
+            self.turns.opened(len(self.tokens))
         request = self.request
         self.tally.resumed += self.stream != 0
         self.phase, self.stream, self._last_tokens_at = Phase.STREAMING, stream, now
@@ -140,8 +152,9 @@ class Generation:
             self._told,
             request.logprobs,
             1 if request.fresh else None,
+            None if self.turns is None else self.turns.limit,
         )
-        return [Send(opening), *self._send_hints()]
+        return [Send(opening), *self._own_turn(), *self._send_hints()]
 
     def lost(self) -> None:
         """The stream is gone, nothing else is."""
@@ -163,11 +176,13 @@ class Generation:
             )
         if not as_asked(message.logprobs, len(message.ids), self.request.logprobs):
             raise ProtocolError(f"TOKENS at {message.base} do not carry the logprobs that were asked for")
+        if self.turns is not None:
+            self.turns.heard(len(self.tokens), message.ids)
         origins = tuple(
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
         )
-        if not self.origins:
+        if message.cached is not None and (not self.tally.resumed or not self.origins):
             self.tally.cached_tokens = min(message.cached or 0, len(self.request.prompt))
         for token in message.ids:
             self._switched = self._settle(token) or self._switched
@@ -192,7 +207,56 @@ class Generation:
         self._set_pace()
         # After a switch the cloud has nothing to go on with, if the alternate came too late.
         switched, self._switched = self._switched, False
-        return self._send_hints() if switched else self._send_or_wait(now)
+        own = self._own_turn()
+        return [*own, *(self._send_hints() if switched else self._send_or_wait(now))]
+
+    # -- tokens of the edge's own
+
+    @property
+    def _is_own_turn(self) -> bool:
+        return self.turns is not None and self.turns.is_edges(len(self.tokens))
+
+    @property
+    def _takes_hints(self) -> bool:
+        """Whether the cloud may commit a token beside its own next one."""
+        return self.turns is None or self.turns.limit > len(self.tokens) + 1
+
+    def _own_turn(self) -> list[Command]:
+        """In the edge's turn, commits guesses that are sure enough; at one that is not, the cloud goes on."""
+        turns = self.turns
+        if turns is None or self.phase is Phase.FINISHED:
+            return []
+        ids, finish = turns.commit(self.tokens, self.lines)
+        if ids:
+            # Where they differ from its hints, the cloud forgets it too.
+            self._told_exhausted = False
+        origins = (Origin.EDGE_CONFIDENT,) * len(ids)
+        self.origins.extend(origins)
+        commands: list[Command] = [Emit(ids, origins)] if ids else []
+        streaming = self.phase is Phase.STREAMING
+        if finish is not Finish.NONE:
+            self.phase = Phase.FINISHED
+            last = turns.leave(self.stream, self.tokens) if streaming else ()
+            return [*commands, *map(Send, last), Finished(finish)]
+        if streaming:
+            objective = self.request.objective
+            given = positions_given(self._conditions, objective)
+            renews = objective is Objective.LATENCY
+            commands += map(Send, turns.tell(self.stream, self.tokens, self.lines, given, renews=renews))
+        return commands
+
+    def audited(self, message: Audit) -> list[Command]:
+        """The cloud has compared tokens of the edge; possibly after the end of the answer.
+
+        Raises ProtocolError for what was not asked for.
+        """
+        if self.turns is None or message.stream != self.stream:
+            return []
+        for confidence, agreed in self.turns.audited(message):
+            if self.request.fixed_pace is None:
+                self.acceptance.settle("model", confidence, agreed)
+        self.tally.forwards += message.forwards
+        return [Send(last) for last in self.turns.after_the_end(self.phase is Phase.FINISHED, self.stream)]
 
     def _count(self, message: Tokens) -> None:
         tally = self.tally
@@ -286,6 +350,10 @@ class Generation:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
             return []
+        if self._is_own_turn:
+            # A guess that is there is not sure enough, and waits for the cloud.
+            self._running = None if self.lines.main.guesses else (self.lines.main,)
+            return [self._task(line, model=True) for line in self._running or ()]
         model = self._asks_model
         alternates = branches - 1 if self._alternates and self.pace.send and self.pace.model else 0
         lines = self.lines.to_extend(
@@ -307,8 +375,9 @@ class Generation:
             len(request.prompt),
             len(self.tokens),
             request.sampling,
-            self._room_for_copies if line is main else 1,
+            self._room_for_copies if line is main and not self._is_own_turn else 1,
             model,
+            not self._is_own_turn,
             request.fresh,
         )
 
@@ -324,7 +393,8 @@ class Generation:
             self._take(line, task, guesses)
             for line, task, guesses in zip(running, tasks, results, strict=True)
         ]
-        return [*(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
+        own = self._own_turn()
+        return [*own, *(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
 
     def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> bool:
         """Keeps what still holds; whether the guesses were overtaken by the committed text."""
@@ -336,7 +406,7 @@ class Generation:
         if self.lines.holds(line) and position == line.end:
             if not guesses and not task.model:
                 line.dry = True
-            room = self._room_for_copies if line is self.lines.main else 1
+            room = self._room_for_copies if line is self.lines.main and not self._is_own_turn else 1
             line.extend(guesses[: max(0, room)], self.acceptance, self.slot)
         elif line is self.lines.main and guesses and position < len(self.tokens):
             # Too late to be sent, and still a lesson: the text before it was right.
@@ -351,7 +421,12 @@ class Generation:
         self.lines.clear()
         # A cloud that forked meanwhile takes no hints of this text, and not even their end; a pace it takes.
         self.pace = Pace(0, send=False)
-        return self._send_exhausted() if self.phase is Phase.STREAMING else []
+        commands: list[Command] = []
+        if self.turns is not None:
+            # All that is left is the cloud's.
+            commit = self.turns.frame(self.stream, self.tokens, len(self.tokens) + self._remaining)
+            commands.append(Send(commit))
+        return [*commands, *self._send_exhausted()] if self.phase is Phase.STREAMING else []
 
     # -- frames
 
@@ -365,6 +440,9 @@ class Generation:
 
     def _send_or_wait(self, now: float) -> list[Command]:
         """Sends hints at once where a step might begin without them, else together with those that follow."""
+        if not self._takes_hints:
+            self._flush_at = None
+            return []
         due = self._flush_at is not None and now >= self._flush_at
         if due or self._is_urgent():
             return self._send_hints()
@@ -400,7 +478,7 @@ class Generation:
     def _send_hints(self) -> list[Command]:
         """Everything that is not sent yet, in one frame."""
         self._flush_at = None
-        if self.phase is not Phase.STREAMING or self.slot is None:
+        if self.phase is not Phase.STREAMING or self.slot is None or not self._takes_hints:
             return []
         pace, main, wire_pace = self.pace, self.lines.main, self._wire_pace()
         commands: list[Command] = []
@@ -442,7 +520,7 @@ class Generation:
         """Where hints come too late to tell that the cloud is to wait for them, a token of its own does."""
         wire_pace = self._wire_pace()
         wanted = self.pace.send and wire_pace.patience_us and not self._told.patience_us
-        if self.phase is not Phase.STREAMING or not wanted:
+        if self.phase is not Phase.STREAMING or not wanted or not self._takes_hints:
             return []
         self._told, self._told_exhausted = wire_pace, False
         last = len(self.tokens) - 1

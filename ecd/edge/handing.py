@@ -69,6 +69,11 @@ class Handing:
             raise BadRequest(f"no session {answer_id} is running; `ecdctl sessions` lists them")
         if answer.link is not None:
             raise BadRequest(f"session {answer_id} has been handed over already")
+        if answer.generation.turns is not None:
+            mode = answer.generation.request.mode
+            raise BadRequest(
+                f"session {answer_id} has mode {mode}; only what the cloud alone commits can be moved"
+            )
         loop = asyncio.get_running_loop()
         departure = _Departure(answer, to, None, loop.create_future(), loop.create_future())
         link = await self._connect(departure)

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from ecd.config import KvCache
+from ecd.edge.confidence import MAX_PROB, Confidence
 from ecd.edge.drafter import DraftTask, Prefill
 from ecd.engine.kv_cells import KvCells
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
@@ -85,7 +86,8 @@ class LlamaDrafter:
     """`Drafter` on a llama.cpp context with `context_tokens` cells for each of `slots` generations.
 
     The text that was over last stays in its cells, and no more than that one: each token attends to all cells
-    in use, whosoever they are. Others are saved. `kv_cache`: None to keep nothing.
+    in use, whosoever they are. Others are saved. `kv_cache`: None to keep nothing. `confidence`: how sure a
+    guess is said to be.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class LlamaDrafter:
         context_tokens: int,
         threads: int,
         kv_cache: KvCache | None = None,
+        confidence: Confidence = MAX_PROB,
     ):
         self.slots = slots
+        self._confidence = confidence
         self.branches = max(1, min(BRANCHES, MAX_SEQUENCES // slots))
         self.slot_tokens = min(context_tokens, model.context_train)
         self._batch_tokens = max(BATCH_TOKENS, slots * self.branches)
@@ -140,7 +144,14 @@ class LlamaDrafter:
             self._held[segment.sequence].put(segment.start, segment.tokens)
             if len(rows):
                 guesses[index] = (
-                    guess(rows[0], task.sampling, len(task.context), task.context, task.prompt_len),
+                    guess(
+                        rows[0],
+                        task.sampling,
+                        len(task.context),
+                        task.context,
+                        task.prompt_len,
+                        self._confidence.of,
+                    ),
                 )
         return guesses
 

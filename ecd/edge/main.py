@@ -5,26 +5,26 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from ecd.config import EdgeConfig, split_address
+from ecd.config import ConfidenceConfig, EdgeConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.combined_drafter import CombinedDrafter
+from ecd.edge.confidence import Confidence, Strategy
 from ecd.edge.drafter import Drafter
 from ecd.edge.handing import Handing
 from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import Objective
 from ecd.edge.page_holder import PageHolder
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.taking import Taking, handover, showing
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.pages import Encoding
 from ecd.trust.tls import edge_context
-from ecd.wire.connection import PAGES, Role
+from ecd.wire.connection import COMMIT, PAGES, Role
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,15 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
         context_tokens=config.context_tokens,
         threads=config.threads,
         kv_cache=config.kv_cache,
+        confidence=confidence_of(config.confidence),
     )
     return model, drafter
+
+
+def confidence_of(config: ConfidenceConfig) -> Confidence:
+    """The strategy of the settings."""
+    weights = {Strategy(name): weight for name, weight in config.weights.items()}
+    return Confidence(Strategy(config.strategy), config.temperature, config.top_k, weights)
 
 
 def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Drafter]] = load_llama) -> None:
@@ -74,6 +81,7 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         meter,
         n_vocab=model.n_vocab,
         piece=model.piece,
+        ends=model.eog,
         link_wait_s=config.link_wait_s,
         pages=pages,
         encoding=encoding,
@@ -85,16 +93,12 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         link = replace(link, features=(*link.features, PAGES))
     uplink = Uplink(host, port, link, backoff, service.on_event, config.tls)
     service.attach(uplink)
-    settings = PaceSettings(
-        Objective(config.objective),
-        config.ahead_tokens,
-        config.patience_ms,
-        config.hint_tokens,
-        kv_cache=config.kv_cache is not None,
-    )
+    settings = AnswerSettings.of(config)
     handing = Handing(service, link, insecure=config.insecure)
     limits = {"max_streams": config.sessions, "max_context": config.context_tokens}
     taking_link = replace(link, role=Role.CLOUD, limits=limits, identify=showing(config.token))
+    # Tokens of an answer that was handed over are this edge's and its cloud's to commit.
+    taking_link = replace(taking_link, features=tuple(f for f in link.features if f != COMMIT))
     taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (

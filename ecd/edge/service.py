@@ -23,17 +23,29 @@ from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
 from ecd.edge.page_holder import PageHolder
 from ecd.edge.reopening import Reopen
-from ecd.edge.request import Request
+from ecd.edge.request import Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.edge.threshold import Thresholds
 from ecd.edge.timeline import Timeline
+from ecd.edge.turns import Turns
 from ecd.edge.uplink import Uplink
-from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.errors import (
+    BadRequest,
+    Code,
+    ContextOverflow,
+    EcdError,
+    EngineError,
+    LinkError,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+)
 from ecd.pages import Cells, Encoding
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
 from ecd.wire.link import Link
-from ecd.wire.messages import Credit, Finish, Kv, Open, Reset, Tokens
+from ecd.wire.messages import Audit, Credit, Finish, Kv, Open, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +57,10 @@ MAX_AHEAD = 1024
 class EdgeService:
     """All answers of one edge.
 
-    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. link_wait_s: how
-    long an answer may go without a link before it fails. pages: the drafter's cells, and how pages for them
-    are to travel (None: none are asked for).
+    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: ids that
+    end a text by the draft model's list, for answers that no cloud has a say in. link_wait_s: how long an
+    answer may go without a link before it fails. pages: the drafter's cells, and how pages for them are to
+    travel (None: none are asked for).
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class EdgeService:
         n_vocab: int,
         piece: Callable[[int], bytes],
         link_wait_s: float,
+        ends: frozenset[int] = frozenset(),
         pages: PageHolder | None = None,
         encoding: Encoding | None = None,
     ):
@@ -71,10 +85,12 @@ class EdgeService:
         self.acceptance = acceptance
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
+        self.thresholds = Thresholds()
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
         self._piece = piece
+        self._ends = ends
         self._link_wait_s = link_wait_s
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
@@ -85,7 +101,7 @@ class EdgeService:
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._uplink: Uplink | None = None
-        self._takes_alternates = self._takes_prefixes = False
+        self._takes_alternates = self._takes_prefixes = self._takes_commits = False
         self._known = KnownPrefixes()
         self.assisting = Assisting(pages, encoding, meter, self.totals, lambda: self.uplink.link)
 
@@ -98,40 +114,62 @@ class EdgeService:
     def start(self, request: Request) -> Answer:
         """Begins an answer.
 
-        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest.
+        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest;
+        Overloaded when it needs a drafting slot and there is none.
         """
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
-        if self.uplink.refused:
+        alone = request.mode is Mode.EDGE_ONLY
+        if self.uplink.refused and not alone:
             raise LinkError(
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
             )
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
-        room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
+        whose = "edge" if alone else "cloud"
+        most = self._drafter.slot_tokens if alone else MAX_CONTEXT_TOKENS
+        room = most if alone else self.cloud_limits.get("max_context", most)
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
-                f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
+                f"{whose}'s context of {room}; shorten one, or raise context_tokens at the {whose}"
             )
+        slot = self._slot_for(request)
         now = monotonic()
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        generation = Generation(request, self.acceptance, pacer)
+        turns = None
+        if slot is not None and request.mode.edge_commits:
+            ends = self._ends if alone or not self.cloud_ends else self.cloud_ends
+            turns = Turns.of(request, self.thresholds, self._piece, ends)
+        generation = Generation(request, self.acceptance, pacer, turns)
+        generation.slot = slot
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
-        if self._drafts(request) and self._free_slots:
-            answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
+        if alone:
+            generation.phase = Phase.ALONE
         self._open(answer)
         self._draft_wanted.set()
         return answer
 
-    def _drafts(self, request: Request) -> bool:
+    def _slot_for(self, request: Request) -> int | None:
+        """A drafting slot, if the answer is to have one and one is free that it fits.
+
+        Raises Overloaded where it cannot do without.
+        """
         fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        return request.draft and request.ahead != 0 and fits
+        drafts = request.draft and (request.ahead != 0 or request.mode.edge_commits)
+        if drafts and fits and self._free_slots:
+            return self._free_slots.pop()
+        if request.mode is Mode.EDGE_ONLY:
+            raise Overloaded(
+                f"all {self._drafter.slots} drafting slots are in use, and mode edge-only needs one; "
+                "try again later, or raise sessions at the edge"
+            )
+        return None
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
@@ -233,6 +271,8 @@ class EdgeService:
                 if answer.id in self.answers:
                     self._free(answer)
                     self._perform(answer, answer.generation.stop_drafting())
+                    if answer.generation.phase is Phase.ALONE:
+                        self._end(answer, EngineError(f"the draft model failed: {results}"))
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
         reading = any(answer.drafted_at is None for answer, _ in wanted)
@@ -273,6 +313,7 @@ class EdgeService:
                 self._takes_alternates = "alternates" in event.peer.features
                 self._takes_prefixes = "prefix" in event.peer.features
                 self.meter.link_bytes_per_s = None
+                self._takes_commits = "commit" in event.peer.features
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
@@ -318,6 +359,7 @@ class EdgeService:
                 stream,
                 max_ahead,
                 alternates=self._takes_alternates,
+                commits=self._takes_commits,
                 conditions=self.meter.conditions,
                 now=monotonic(),
                 prefix=None if whole else self._known.longest(request.prompt),
@@ -359,8 +401,7 @@ class EdgeService:
         answer.link = None
         answer.waiting_since = monotonic()
         answer.generation.lost()
-        if self._drafts(answer.generation.request) and self._free_slots:
-            answer.generation.slot = self._free_slots.pop()
+        answer.generation.slot = self._slot_for(answer.generation.request)
         self._open(answer)
         self._draft_wanted.set()
 
@@ -373,6 +414,14 @@ class EdgeService:
         match message:
             case Tokens():
                 self.on_tokens(answer, message)
+            case Audit():
+                try:
+                    self._perform(answer, answer.generation.audited(message))
+                except ProtocolError as e:
+                    self._refuse(answer, e)
+                if answer.id not in self.answers:
+                    self.totals.target_forwards += message.forwards
+                    self._forget_stream(answer)
             case Reset():
                 del self._by_stream[message.stream]
                 reason = readable(message.message)
@@ -413,15 +462,24 @@ class EdgeService:
             self._steer_soon(answer)
             self.assisting.check(answer)
         except ProtocolError as e:
-            log.error("the other end broke the protocol: %s", e)
-            if (link := answer.link or self.uplink.link) is not None:
-                link.close(e.code, str(e))
+            self._refuse(answer, e)
         self._draft_wanted.set()
 
     def on_pages(self, answer: Answer, message: Kv | Credit) -> None:
         """A frame about pages of the answer's text, from the cloud or from the edge that it came from."""
         self.assisting.received(answer, message)
         self._draft_wanted.set()
+
+    def _refuse(self, answer: Answer, error: ProtocolError) -> None:
+        log.error("the other end broke the protocol: %s", error)
+        if (link := answer.link or self.uplink.link) is not None:
+            link.close(error.code, str(error))
+
+    def _forget_stream(self, answer: Answer) -> None:
+        """Nothing is waited for on the stream of an answer that is over, unless tokens of it are compared."""
+        turns = answer.generation.turns
+        if turns is None or not turns.pending:
+            self._by_stream.pop(answer.generation.stream, None)
 
     def _steer_soon(self, answer: Answer) -> None:
         if not self._to_steer:
@@ -490,7 +548,8 @@ class EdgeService:
         now = answer.waiting_since = monotonic()
         if answer.first_at is None:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
-            self._known.add(answer.generation.request.prompt)
+            if answer.generation.phase is not Phase.ALONE:
+                self._known.add(answer.generation.request.prompt)
         answer.last_at = now
         done = answer.generation.phase is Phase.FINISHED
         last = len(emit.ids) - 1 if done else None
@@ -503,14 +562,18 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        if answer.link is None:
-            self._by_stream.pop(answer.generation.stream, None)
-        else:
+        generation = answer.generation
+        # Where the edge committed tokens, the cloud may not have the last of them.
+        if generation.origins and generation.turns is None:
+            self._known.add(generation.tokens)
+        generation.phase = Phase.FINISHED
+        if answer.link is not None:
             answer.link.abort()
+        elif isinstance(outcome, EcdError):
+            self._by_stream.pop(generation.stream, None)
+        else:
+            self._forget_stream(answer)
         self._free(answer)
-        if answer.generation.origins:
-            self._known.add(answer.generation.tokens)
-        answer.generation.phase = Phase.FINISHED
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
         self.totals.committed += len(answer.generation.origins) - len(answer.generation.request.committed)

@@ -16,7 +16,7 @@ from ecd.config import EdgeConfig, split_address
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.handing import socket_of
 from ecd.edge.request import Request
-from ecd.edge.run_args import PaceSettings, patience_us
+from ecd.edge.run_args import AnswerSettings, patience_us
 from ecd.edge.service import EdgeService
 from ecd.errors import AuthError, BadRequest, DaemonError, EcdError, UnknownPrefix
 from ecd.logprobs import check_top
@@ -34,7 +34,7 @@ ACCEPTED = Origin.DRAFT_ACCEPTED.label
 class Taking:
     """`settings`: of the links, in the role of a cloud. `pace`: how the answers are paced here."""
 
-    def __init__(self, service: EdgeService, settings: Settings, pace: PaceSettings):
+    def __init__(self, service: EdgeService, settings: Settings, pace: AnswerSettings):
         self._service = service
         self._settings = settings
         self._pace = pace
@@ -105,10 +105,12 @@ class Taking:
             self._service.cancel(answer.id)
 
 
-def request_of(opening: Open, pace: PaceSettings) -> Request:
+def request_of(opening: Open, pace: AnswerSettings) -> Request:
     """What another edge asks for. Raises BadRequest for what cannot be done as asked."""
     if opening.prefix_len:
         raise UnknownPrefix("an edge keeps no prompt prefixes of others; send the whole prompt")
+    if opening.limit is not None:
+        raise BadRequest("an edge does not go on with answers that another edge commits to")
     if not opening.prompt:
         raise BadRequest("the prompt is empty")
     if len(opening.committed) >= opening.max_tokens:

@@ -119,6 +119,7 @@ class Open:
 
     `logprobs`: how many of the most likely tokens are told with each committed one; None: no logprobs at all.
     `fresh`: 1 where nothing that was computed for other sessions may serve this one.
+    `limit`: positions below it are the cloud's to commit, the others the edge's; None: all are the cloud's.
     """
 
     TYPE: ClassVar[int] = 3
@@ -133,6 +134,7 @@ class Open:
     pace: Pace
     logprobs: int | None = None
     fresh: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,19 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Tokens that the edge committed by itself from position `base` on."""
+    """Tokens that the edge committed by itself from position `base` on, and whose turn it is from here on.
+
+    `limit`: positions below it are the cloud's to commit. `audit`: so many of the ids, the last ones, are to
+    be compared with what the target would have said.
+    """
 
     TYPE: ClassVar[int] = 6
     stream: int
     base: int
     ids: tuple[int, ...]
     origin: Origin
+    limit: int
+    audit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +273,36 @@ class Error:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the target says of tokens that the edge committed, from position `base` on.
+
+    `agreed`: a byte for each, 1 where the target would have chosen it behind the same text. `forwards`:
+    target forwards that were made for this alone.
+    """
+
+    TYPE: ClassVar[int] = 14
+    stream: int
+    base: int
+    agreed: bytes
+    forwards: int
+
+
 Message = (
-    Hello | Welcome | Open | Draft | Tokens | Commit | Kv | Credit | Ping | Pong | Goaway | Reset | Error
+    Hello
+    | Welcome
+    | Open
+    | Draft
+    | Tokens
+    | Commit
+    | Kv
+    | Credit
+    | Ping
+    | Pong
+    | Goaway
+    | Reset
+    | Error
+    | Audit
 )
 
 
@@ -310,7 +346,10 @@ LOGPROB = Codec("logprob", _encode_logprob, _decode_logprob)
 FIELDS: dict[type[Message], tuple[Codec, ...]] = {
     Hello: (U16, U16, array_of(TEXT), optional(BYTES), MAP, MAP, TEXT),
     Welcome: (U16, U16, array_of(TEXT), MAP, MAP, MAP, TEXT),
-    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8), optional(U8)),
+    Open: (
+        *(optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE),
+        *(optional(U8), optional(U8), optional(U32)),
+    ),
     Draft: (
         U32,
         U32,
@@ -321,7 +360,7 @@ FIELDS: dict[type[Message], tuple[Codec, ...]] = {
         optional(PACE),
     ),
     Tokens: (U32, IDS, U16, U16, U32, enum(Finish), optional(array_of(LOGPROB)), optional(U32)),
-    Commit: (U32, IDS, enum(Origin)),
+    Commit: (U32, IDS, enum(Origin), U32, U16),
     Kv: (enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),
     Credit: (U32,),
     Ping: (U64,),
@@ -329,6 +368,7 @@ FIELDS: dict[type[Message], tuple[Codec, ...]] = {
     Goaway: (enum(Code), TEXT),
     Reset: (enum(Code), TEXT),
     Error: (enum(Code), TEXT),
+    Audit: (U32, BYTES, U16),
 }
 BY_TYPE: dict[int, type[Message]] = {kind.TYPE: kind for kind in FIELDS}
 _NAMES = {kind: tuple(f.name for f in fields(kind))[1:] for kind in FIELDS}

@@ -9,7 +9,7 @@ from ecd.edge.generation import Generation
 from ecd.edge.pacing import Objective, Pacer
 from ecd.edge.request import Request
 from ecd.edge.results import check_result_fits, result_of
-from ecd.edge.run_args import PaceSettings, parse_run, request_of
+from ecd.edge.run_args import AnswerSettings, parse_run, request_of
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.errors import BadRequest, ProtocolError
 from ecd.logprobs import MAX_TOP, TokenLogprobs
@@ -77,7 +77,7 @@ def test_a_bad_number_of_them_is_refused_by_name(logprobs: object) -> None:
 
 @pytest.mark.parametrize("default", [True, False])
 def test_whether_earlier_texts_serve_is_the_edges_to_say_unless_asked(default: bool) -> None:
-    settings = PaceSettings(kv_cache=default)
+    settings = AnswerSettings(kv_cache=default)
 
     def fresh(**args: object) -> bool:
         return request_of(parse_run({"prompt": "x", **args}), ByteModel(), settings).fresh

@@ -26,6 +26,7 @@ from ecd.sampling import MAX_Q_TOKENS, Noise, Sampling, uniforms
 from ecd.wire import messages
 from ecd.wire.connection import (
     ALLOWED,
+    COMMIT,
     FEATURES,
     FRAME_S,
     HANDSHAKE_FRAME_BYTES,
@@ -210,7 +211,8 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert f"{MAX_FRAME_BYTES} / ({TOKEN_BYTES} + {TOP_BYTES} n)" in PROSE
     assert TEXT.startswith(f"# The ecd protocol, version {MAJOR}.{MINOR}\n")
     for feature in FEATURES:
-        assert re.search(rf"`{feature}` \((DRAFT|OPEN)\.{feature}(_hash)?\)", PROSE)
+        parts = "OPEN.limit, COMMIT and AUDIT" if feature == COMMIT else rf"(DRAFT|OPEN)\.{feature}(_hash)?"
+        assert re.search(rf"`{feature}` \({parts}\)", PROSE)
     assert f"and `{PAGES}` (section 9.1)" in PROSE
     assert f"runs of at most {MAX_RUN_TOKENS} positions" in PROSE
     assert f"chunks of exactly {CHUNK_BYTES} bytes" in PROSE

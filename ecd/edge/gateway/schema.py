@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ecd.config import Agreement, Threshold
 from ecd.edge.gateway.errors import Refused
 from ecd.edge.pacing import Objective
 from ecd.logprobs import MAX_TOP
@@ -36,7 +37,11 @@ class EcdOptions(BaseModel):
 
     model_config = _STRICT
 
-    mode: Literal["exact", "greedy", "coupled", "rejection"] = "exact"
+    mode: (
+        Literal["exact", "confident", "edge-only", "cloud-only", "greedy", "coupled", "rejection"] | None
+    ) = None
+    threshold: Threshold | None = None
+    target_agreement: Agreement | None = None
     draft: bool = True
     alternates: bool = True
     objective: Objective | None = None
