@@ -63,6 +63,7 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 # What an HTTP header can carry.
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -184,15 +185,38 @@ class Http(BaseModel):
         return self
 
 
+class CloudAddress(BaseModel):
+    """One of several clouds, which gets answers in proportion to `weight`; an address alone has weight 1.
+
+    Where the host is a name, each of its addresses is a cloud.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: Address
+    weight: Weight = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of(cls, given: Any) -> Any:
+        return {"address": given} if isinstance(given, str) else given
+
+
 class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
+    `cloud` is the one cloud, or there are `clouds`: a list, or a name whose addresses they have.
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
     guesses. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
+    clouds: Annotated[
+        list[CloudAddress],
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        Field(min_length=1, max_length=64),
+    ] = []
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
@@ -208,10 +232,14 @@ class EdgeConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "EdgeConfig":
-        host, port = split_address(self.cloud)
-        if not port:
-            raise ValueError("cloud: port 0 is no address to connect to")
-        _check_secure(host, "cloud", self.insecure)
+        if self.clouds and "cloud" in self.model_fields_set:
+            raise ValueError("`cloud` and `clouds` are both set; name the one cloud or the several, not both")
+        named = [("clouds", each.address) for each in self.clouds] or [("cloud", self.cloud)]
+        for setting, address in named:
+            host, port = split_address(address)
+            if not port:
+                raise ValueError(f"{setting}: port 0 is no address to connect to")
+            _check_secure(host, setting, self.insecure)
         return self
 
 
@@ -254,11 +282,14 @@ def _problem(error: Any, kind: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             for name in error["loc"][:-1]:
+                if isinstance(name, int):
+                    continue  # the place in a list, whose items are the kind already
                 annotation = kind.model_fields[name].annotation
                 kind = next(iter(get_args(annotation)), annotation)
             return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
         case "missing":
-            return f"{path} is missing; set it in the file or with --{path.replace('_', '-')}"
+            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 else ""
+            return f"{path} is missing; set it in the file{flag}"
         case _:
             message = str(error["msg"]).removeprefix("Value error, ")
             return f"{path}: {message}" if path else message

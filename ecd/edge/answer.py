@@ -7,6 +7,7 @@ from typing import Any
 from ecd.edge.generation import Generation
 from ecd.edge.reopening import Reopening
 from ecd.edge.timeline import Timeline
+from ecd.edge.uplink import Uplink
 from ecd.errors import EcdError
 from ecd.logprobs import TokenLogprobs
 from ecd.text import TextStream
@@ -34,7 +35,7 @@ class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
     Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
-    `timer`. `timeline` is there when the request wants one.
+    `timer`. `uplink`: to the cloud where it runs or ran last. `timeline` is there when the request wants one.
     """
 
     id: int
@@ -42,6 +43,7 @@ class Answer:
     text: TextStream
     started_at: float
     waiting_since: float
+    uplink: Uplink | None = None
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None

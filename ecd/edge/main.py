@@ -17,7 +17,8 @@ from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Backoff, Uplink
+from ecd.edge.uplink import Backoff
+from ecd.edge.uplinks import Place, Uplinks
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,13 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
+def places_of(config: EdgeConfig) -> list[Place]:
+    """Where the clouds of the settings are."""
+    if not config.clouds:
+        return [Place(*split_address(config.cloud))]
+    return [Place(*split_address(each.address), each.weight, each=True) for each in config.clouds]
+
+
 async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifecycle) -> None:
     acceptance, meter = Acceptance(), Meter()
     if config.lookup:
@@ -64,21 +72,27 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         piece=model.piece,
         link_wait_s=config.link_wait_s,
     )
-    host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
-    uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
-    service.attach(uplink)
+    uplinks = Uplinks(
+        places_of(config),
+        link_settings(Role.EDGE, config, model, limits={}),
+        backoff,
+        service.on_event,
+        lambda: service.bound,
+    )
+    service.attach(uplinks)
     settings = PaceSettings(
         Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
     )
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
-        background(service.draft_forever, service.tend_forever, uplink.keep),
+        background(service.draft_forever, service.tend_forever, uplinks.keep),
         gateway(config, service, model, settings) as urls,
         control_socket(config.socket, calls.handlers()),
     ):
         http = ", ".join(urls) or "none"
-        log.info("ready: %s for %s, control on %s, HTTP %s", config.model, config.cloud, config.socket, http)
+        clouds = ", ".join(each.address for each in config.clouds) or config.cloud
+        log.info("ready: %s for %s, control on %s, HTTP %s", config.model, clouds, config.socket, http)
         await until_end(life, service.drain, config.drain_s)
         service.stop()
         # One turn of the loop for the last answers to reach their clients.

@@ -39,6 +39,11 @@ class Request:
     timeline: bool = False
 
     @property
+    def tokens(self) -> int:
+        """Those of the prompt and the longest answer together."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
     def first_pace(self) -> Pace:
         """The controller's before anything is measured."""
         return replace(UNSURE, patience_s=math.inf if self.objective is Objective.COST else 0.0)

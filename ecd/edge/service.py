@@ -1,7 +1,7 @@
 """The edge daemon: prompts in from the control socket, hints up, committed tokens down, text out.
 
-Wires `Generation`, a `Drafter` and the `Uplink` together. The event loop owns all state; the drafter's thread
-only runs one forward at a time on what it is handed.
+Wires `Generation`, a `Drafter` and the `Uplinks` together. The event loop owns all state; the drafter's
+thread only runs one forward at a time on what it is handed.
 """
 
 import asyncio
@@ -18,12 +18,14 @@ from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
+from ecd.edge.meters import Meters
 from ecd.edge.pacing import Pacer
 from ecd.edge.reopening import Reopen
 from ecd.edge.request import Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
+from ecd.edge.uplinks import MAX_CONTEXT_TOKENS, Uplinks
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
 from ecd.sampling import Guess
 from ecd.text import TextStream
@@ -32,9 +34,10 @@ from ecd.wire.messages import Finish, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
-# Where no cloud has told its own limit yet; as ids they fit a frame.
-MAX_CONTEXT_TOKENS = 1 << 20
+# Where a cloud tells no limit of its own.
 MAX_AHEAD = 1024
+# A cloud that ends a stream with one of these may do better later, and another cloud now.
+TROUBLED = (Code.BUSY, Code.ENGINE_RESTARTED)
 
 
 class EdgeService:
@@ -58,10 +61,10 @@ class EdgeService:
         self.answers: dict[int, Answer] = {}
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
-        self.cloud_limits: dict[str, Any] = {}
         self.cloud_ends: frozenset[int] = frozenset()
         self.acceptance = acceptance
         self.meter = meter
+        self._meters: Meters[Uplink] = Meters(meter)
         self.survival = Survival(EDGE_MEMORY)
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
@@ -71,17 +74,16 @@ class EdgeService:
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._by_stream: dict[int, Answer] = {}
+        self._by_stream: dict[tuple[Uplink, int], Answer] = {}
         self._to_release: list[int] = []
         self._to_steer: list[Answer] = []
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
-        self._uplink: Uplink | None = None
-        self._takes_alternates = False
+        self._uplinks: Uplinks | None = None
 
-    def attach(self, uplink: Uplink) -> None:
-        """Gives the service its link; before anything is asked of it."""
-        self._uplink = uplink
+    def attach(self, uplinks: Uplinks) -> None:
+        """Gives the service its links; before anything is asked of it."""
+        self._uplinks = uplinks
 
     # -- requests
 
@@ -92,14 +94,12 @@ class EdgeService:
         """
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
-        if self.uplink.refused:
-            raise LinkError(
-                f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
-            )
+        if self.uplinks.refused:
+            raise LinkError(self.uplinks.refused)
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
-        room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
+        room = self.max_context or MAX_CONTEXT_TOKENS
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
@@ -122,7 +122,7 @@ class EdgeService:
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
-        cloud = int(self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)) - prompt_tokens
+        cloud = (self.max_context or MAX_CONTEXT_TOKENS) - prompt_tokens
         slot = self._drafter.slot_tokens - prompt_tokens
         return max(1, min(cloud, slot) if slot > 0 else cloud)
 
@@ -131,7 +131,7 @@ class EdgeService:
         answer = self.answers.get(answer_id)
         if answer is None:
             raise BadRequest(f"no session {answer_id} is running; `ecdctl sessions` lists them")
-        self._abandon(answer)
+        self._abandon(answer, "cancelled by the user")
         self.totals.cancelled += 1
         self._end(answer, RemoteError(Code.CANCELLED, f"session {answer_id} was cancelled"))
 
@@ -145,7 +145,7 @@ class EdgeService:
     def stop(self) -> None:
         """Ends what runs."""
         for answer in list(self.answers.values()):
-            self._abandon(answer)
+            self._abandon(answer, "the edge is stopping")
             self._end(answer, RemoteError(Code.CANCELLED, "the edge is stopping"))
 
     def close(self) -> None:
@@ -154,11 +154,21 @@ class EdgeService:
         self._thread.shutdown()
 
     @property
-    def uplink(self) -> Uplink:
-        """The link to the cloud."""
-        if self._uplink is None:
+    def uplinks(self) -> Uplinks:
+        """The links to the clouds."""
+        if self._uplinks is None:
             raise LinkError("the edge has no link yet")
-        return self._uplink
+        return self._uplinks
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that prompt and answer together may have; None while no cloud has told."""
+        return self.uplinks.fleet.max_context
+
+    @property
+    def bound(self) -> bool:
+        """Whether an answer has tokens already, which only the model that they are of may go on from."""
+        return any(answer.generation.origins for answer in self.answers.values())
 
     # -- drafting
 
@@ -206,7 +216,7 @@ class EdgeService:
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
         if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
-            self.meter.drafted(seconds)
+            self._meters.drafted(seconds)
         left = iter(results)
         for answer, tasks in wanted:
             guesses = list(itertools.islice(left, len(tasks)))
@@ -226,27 +236,24 @@ class EdgeService:
 
     # -- link
 
-    def on_event(self, event: Event) -> None:
-        """Whatever happens on the link."""
+    def on_event(self, uplink: Uplink, event: Event) -> None:
+        """Whatever happens on the link to a cloud."""
         match event:
             case Connected():
                 self.cloud_model = getattr(event.peer, "model", {})
-                self.cloud_limits = event.peer.limits
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
-                self._takes_alternates = "alternates" in event.peer.features
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
-                self._on_message(event)
+                self._on_message(uplink, event)
             case PeerDraining():
-                log.info("the cloud takes no new sessions: %s", event.message)
-                self.uplink.reason = f"the cloud takes no new sessions: {event.message}"
+                self._move_on()
             case Closed():
-                self._by_stream.clear()
-                for answer in self.answers.values():
-                    answer.generation.lost()
+                for answer in [each for (at, _), each in self._by_stream.items() if at is uplink]:
+                    self._close_stream(answer)
                     answer.waiting_since = monotonic()
+                    self._open(answer)
 
     async def tend_forever(self) -> None:
         """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
@@ -256,42 +263,66 @@ class EdgeService:
             for answer in list(self.answers.values()):
                 if answer.generation.phase is not Phase.WAITING:
                     continue
-                if self.uplink.refused:
-                    self._end(answer, LinkError(f"the cloud refuses this edge: {self.uplink.refused}"))
+                if self.uplinks.refused:
+                    self._end(answer, LinkError(self.uplinks.refused))
                 elif now - answer.waiting_since > self._link_wait_s:
-                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplink.reason}"
+                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.reason}"
                     self._end(answer, LinkError(reason))
                 else:
                     self._open(answer)
+            self._move_on()
 
-    def _open(self, answer: Answer) -> None:
-        link = self.uplink.link
-        if link is None or link.connection.peer_draining or answer.generation.phase is not Phase.WAITING:
+    def _move_on(self) -> None:
+        """Answers leave a cloud that drains or is quiet, if another takes them."""
+        for answer in list(self.answers.values()):
+            if answer.generation.phase is not Phase.STREAMING or answer.uplink is None:
+                continue
+            to = self.uplinks.successor(answer.uplink, answer.generation.request.tokens)
+            if to is not None:
+                log.info("session %d goes on at %s, from %s", answer.id, to.key, answer.uplink.key)
+                self._abandon(answer, "the answer goes on at another cloud")
+                self._close_stream(answer)
+                self._open(answer, to)
+
+    def _close_stream(self, answer: Answer) -> None:
+        """Nothing comes on the answer's stream any more."""
+        if answer.uplink is not None:
+            self._by_stream.pop((answer.uplink, answer.generation.stream), None)
+        answer.generation.lost()
+
+    def _open(self, answer: Answer, to: Uplink | None = None) -> None:
+        """Sends a waiting answer to a cloud, if one takes it."""
+        if answer.generation.phase is not Phase.WAITING:
             return
-        stream = link.connection.new_stream()
-        self._by_stream[stream] = answer
-        # A cloud that names no limit takes hints however far ahead.
-        max_ahead = self.cloud_limits.get("max_ahead", MAX_AHEAD)
+        uplink = to or self.uplinks.choose(answer.generation.request.tokens)
+        if uplink is None or uplink.link is None or uplink.link.connection.peer is None:
+            return
+        connection, peer = uplink.link.connection, uplink.link.connection.peer
+        stream = connection.new_stream()
+        answer.uplink = uplink
+        self._by_stream[uplink, stream] = answer
+        self.uplinks.opened(uplink)
         try:
             commands = answer.generation.open(
                 stream,
-                max_ahead,
-                alternates=self._takes_alternates,
-                conditions=self.meter.conditions,
+                peer.limits.get("max_ahead", MAX_AHEAD),
+                alternates="alternates" in peer.features,
+                conditions=self._meters.at(uplink).conditions,
                 now=monotonic(),
             )
             self._perform(answer, commands)
         except EcdError as e:
             self._end(answer, e)
 
-    def _abandon(self, answer: Answer) -> None:
-        """Tells the cloud that nobody wants the rest."""
-        if answer.generation.phase is Phase.STREAMING and self.uplink.link is not None:
-            self.uplink.link.send(Reset(answer.generation.stream, Code.CANCELLED, "cancelled by the user"))
+    def _abandon(self, answer: Answer, reason: str) -> None:
+        """Tells the cloud that nobody wants the rest from it."""
+        link = answer.uplink.link if answer.uplink is not None else None
+        if answer.generation.phase is Phase.STREAMING and link is not None:
+            link.send(Reset(answer.generation.stream, Code.CANCELLED, reason))
 
-    def _on_message(self, event: Received) -> None:
+    def _on_message(self, uplink: Uplink, event: Received) -> None:
         message = event.message
-        answer = self._by_stream.get(message.stream)
+        answer = self._by_stream.get((uplink, message.stream))
         if answer is None:
             return
         answer.wire_down += event.size
@@ -302,29 +333,31 @@ class EdgeService:
                     largest = max(itertools.chain(message.ids, told), default=0)
                     if largest >= self._n_vocab:
                         raise ProtocolError(f"token id {largest} is not in the vocabulary of {self._n_vocab}")
-                    self._measure(answer, message)
+                    self._measure(uplink, answer, message)
                     now = monotonic()
                     if answer.timeline is not None:
                         guesses = answer.generation.lines.main.guesses
-                        answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
+                        answer.timeline.arrived(message, guesses, self._meters.at(uplink).rtt_s, now)
                     self._perform(answer, answer.generation.receive(message, now))
                     self._steer_soon(answer)
                 except ProtocolError as e:
                     log.error("the cloud broke the protocol: %s", e)
-                    if self.uplink.link is not None:
-                        self.uplink.link.close(e.code, str(e))
+                    if uplink.link is not None:
+                        uplink.link.close(e.code, str(e))
                 self._draft_wanted.set()
             case Reset():
-                del self._by_stream[message.stream]
                 reason = readable(message.message)
-                answer.generation.lost()
-                match answer.reopening.after(message.code, len(answer.generation.committed)):
+                self._close_stream(answer)
+                if message.code in TROUBLED:
+                    self.uplinks.troubled(uplink)
+                elsewhere = self.uplinks.elsewhere(uplink, answer.generation.request.tokens) is not None
+                match answer.reopening.after(message.code, len(answer.generation.committed), elsewhere):
                     case Reopen.NOW:
                         log.warning("session %d is opened again: %s", answer.id, reason)
                         self._open(answer)
                     case Reopen.LATER:
                         # Not this cloud, or not now: `tend_forever` tries again.
-                        self.uplink.reason = reason
+                        uplink.reason = reason
                     case Reopen.NEVER:
                         self._end(answer, RemoteError(message.code, reason))
                     case other:
@@ -342,20 +375,18 @@ class EdgeService:
         answers, self._to_steer = self._to_steer, []
         for answer in answers:
             if answer.id in self.answers:
-                self._perform(answer, answer.generation.steer(self.meter.conditions, monotonic()))
+                conditions = self._meters.at(answer.uplink).conditions
+                self._perform(answer, answer.generation.steer(conditions, monotonic()))
         self._draft_wanted.set()
 
-    def _measure(self, answer: Answer, message: Tokens) -> None:
+    def _measure(self, uplink: Uplink, answer: Answer, message: Tokens) -> None:
         # The first step has read a piece of the prompt.
         if answer.generation.origins:
-            self.meter.stepped(message.step_us / 1e6, message.verified)
-        link = self.uplink.link
-        if link is not None:
-            self.meter.told(link.connection.peer_load)
-            self.meter.rtt_s, self.meter.jitter_s = (
-                link.connection.rtt.smoothed_s,
-                link.connection.rtt.variation_s,
-            )
+            self._meters.stepped(uplink, message.step_us / 1e6, message.verified)
+        if uplink.link is not None:
+            connection = uplink.link.connection
+            rtt = connection.rtt
+            self._meters.told(uplink, rtt.smoothed_s, rtt.variation_s, connection.peer_load)
 
     def _on_timer(self, answer: Answer) -> None:
         answer.timer = answer.due = None
@@ -388,9 +419,10 @@ class EdgeService:
         )
 
     def _send(self, answer: Answer, message: Any) -> None:
-        if self.uplink.link is not None:
-            answer.wire_up += self.uplink.link.send(message)
-            rtt_s = self.uplink.link.connection.rtt.smoothed_s
+        link = answer.uplink.link if answer.uplink is not None else None
+        if link is not None:
+            answer.wire_up += link.send(message)
+            rtt_s = link.connection.rtt.smoothed_s
             answer.rtt_ms = None if rtt_s is None else rtt_s * 1000
 
     def _emit(self, answer: Answer, emit: Emit) -> None:
@@ -409,7 +441,7 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        self._by_stream.pop(answer.generation.stream, None)
+        self._close_stream(answer)
         self._free(answer)
         answer.generation.phase = Phase.FINISHED
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED

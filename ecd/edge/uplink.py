@@ -1,6 +1,7 @@
-"""The edge's one connection to the cloud: made, kept, lost and made again.
+"""The edge's one connection to a cloud: made, kept, lost and made again.
 
-Owns connect attempts and back-off. What travels on the link is the service's business.
+Owns connect attempts and back-off. What travels on the link is the service's business; which of several
+clouds an answer goes to is that of `Uplinks`.
 """
 
 import asyncio
@@ -45,12 +46,17 @@ class Backoff:
 class Uplink:
     """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
 
-    `link` is the connected link or None. `refused` says why the cloud will not have this edge, None while it
-    may.
+    `link` is the connected link or None. `refused` says why the cloud will not have this edge, or why it is
+    left out, None while neither is so.
     """
 
     def __init__(
-        self, host: str, port: int, settings: Settings, backoff: Backoff, on_event: Callable[[Event], None]
+        self,
+        host: str,
+        port: int,
+        settings: Settings,
+        backoff: Backoff,
+        on_event: Callable[["Uplink", Event], None],
     ):
         self.host, self.port = host, port
         self.state = LinkState.DOWN
@@ -64,6 +70,11 @@ class Uplink:
         self._closed = asyncio.Event()
         self._wire_in = self._wire_out = 0
         self._packets_in = self._packets_out = 0
+
+    @property
+    def key(self) -> str:
+        """The address, which tells clouds apart."""
+        return f"{self.host}:{self.port}"
 
     async def keep(self) -> None:
         """Connects, and again whenever the connection ends, until cancelled."""
@@ -138,9 +149,9 @@ class Uplink:
                 self.refused = None if event.retry else event.message
                 self._note(event.message)
                 self._closed.set()
-        self._on_event(event)
+        self._on_event(self, event)
 
     def _note(self, reason: str) -> None:
         if reason != self.reason:
-            log.warning("link down: %s", reason)
+            log.warning("no link to %s:%d: %s", self.host, self.port, reason)
         self.reason = reason

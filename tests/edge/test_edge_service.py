@@ -1,8 +1,11 @@
-"""What the edge hands on of what comes over its link: chunks whose entries belong together, no bad ids."""
+"""What the edge hands on of what comes over its links, and which of them it uses.
 
+Chunks have entries that belong together and no bad ids.
+"""
+
+import asyncio
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -13,12 +16,13 @@ from ecd.edge.meter import Meter
 from ecd.edge.request import Request
 from ecd.edge.service import EdgeService
 from ecd.edge.timeline import Committed, TokensArrived
-from ecd.edge.uplink import Uplink
-from ecd.errors import Code
+from ecd.edge.uplinks import Place
+from ecd.errors import Code, ContextOverflow, RemoteError
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess, Sampling
-from ecd.wire.connection import Received, Rtt
-from ecd.wire.messages import Finish, Open, Tokens
+from ecd.wire.connection import Closed, PeerDraining, Received
+from ecd.wire.messages import Finish, Open, Reset, Tokens
+from tests.edge.one_cloud import MadeUpLink, attach, connect
 
 PROMPT = (90, 91)
 # Bytes 0 to 255, and nothing else.
@@ -36,49 +40,40 @@ class NoDrafter:
     def close(self) -> None: ...
 
 
-class Wire:
-    """A link to a cloud that is the test."""
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-        self.closed: list[tuple[Code, str]] = []
-        self.connection = SimpleNamespace(
-            peer_draining=False, peer_load={}, rtt=Rtt(), new_stream=lambda: len(self.sent) + 1
-        )
-
-    def send(self, message: Any) -> int:
-        self.sent.append(message)
-        return 1
-
-    def close(self, code: Code, message: str) -> None:
-        self.closed.append((code, message))
-
-
 def told(token: int) -> TokenLogprobs:
     return TokenLogprobs(-token / 64, ((token, -token / 64),))
+
+
+def service_of_bytes() -> EdgeService:
+    return EdgeService(
+        NoDrafter(),
+        Acceptance(),
+        Meter(),
+        n_vocab=SIZE,
+        piece=lambda token: bytes([token]),
+        link_wait_s=9,
+    )
 
 
 class Talk:
     """A service with one answer that runs, and what comes of it."""
 
     def __init__(self, **asked: Any) -> None:
-        self.wire = Wire()
-        self.service = EdgeService(
-            NoDrafter(),
-            Acceptance(),
-            Meter(),
-            n_vocab=SIZE,
-            piece=lambda token: bytes([token]),
-            link_wait_s=9,
-        )
-        self.service.attach(cast(Uplink, SimpleNamespace(link=self.wire, refused=None)))
+        self.wire = MadeUpLink()
+        self.service = service_of_bytes()
+        uplinks = attach(self.service)
+        (self.uplink,) = uplinks
+        connect(uplinks, self.uplink, self.wire)
         self.answer = self.service.start(Request(PROMPT, Sampling(), 20, **asked))
 
     def tokens(self, ids: bytes, finish: Finish = Finish.NONE, **changes: Any) -> None:
         logprobs = tuple(told(token) for token in ids)
         base = len(self.answer.generation.tokens)
-        given = {"finish": finish, "logprobs": logprobs} | changes
-        self.service.on_event(Received(Tokens(1, base, tuple(ids), 0, 0, 900, **given), 30))
+        given: dict[str, Any] = {"finish": finish, "logprobs": logprobs} | changes
+        self.receive(Tokens(1, base, tuple(ids), 0, 0, 900, **given))
+
+    def receive(self, message: Any) -> None:
+        self.service.on_event(self.uplink, Received(message, 30))
 
     def chunk(self) -> Chunk:
         chunk = self.answer.chunks.get_nowait()
@@ -122,9 +117,7 @@ async def test_who_did_not_ask_gets_none() -> None:
 )
 async def test_what_cannot_be_the_clouds_ends_the_connection_and_is_not_shown(bad: dict[str, Any]) -> None:
     talk = Talk(logprobs=1)
-    talk.service.on_event(
-        Received(Tokens(1, len(PROMPT), bad["ids"], 0, 0, 900, Finish.NONE, bad["logprobs"]), 30)
-    )
+    talk.receive(Tokens(1, len(PROMPT), bad["ids"], 0, 0, 900, Finish.NONE, bad["logprobs"]))
     ((code, _),) = talk.wire.closed
     assert code is Code.PROTOCOL
     assert talk.answer.chunks.empty()
@@ -150,3 +143,122 @@ async def test_a_timeline_is_kept_for_those_who_ask() -> None:
     assert committed == Committed(committed.at_ms, len(PROMPT), 3)
     assert 0 <= arrived.at_ms <= committed.at_ms
     assert talk.answer.live()["target_forwards"] == 1
+
+
+class TwoClouds(Talk):
+    """The answer runs at `here`; there is another cloud."""
+
+    def __init__(self) -> None:
+        self.service = service_of_bytes()
+        self.uplinks = attach(self.service, Place("here", 1), Place("there", 1))
+        self.here, self.there = self.uplinks
+        self.links = {uplink: MadeUpLink() for uplink in self.uplinks}
+        for uplink in self.uplinks:
+            connect(self.uplinks, uplink, self.links[uplink])
+        self.answer = self.service.start(Request(PROMPT, Sampling(), 20))
+        if self.answer.uplink is self.there:
+            self.here, self.there = self.there, self.here
+        self.uplink, self.wire = self.here, self.links[self.here]
+
+    def now_there(self) -> Open:
+        """The answer was opened at the other cloud; from now on that is where tokens come from."""
+        assert self.answer.uplink is self.there
+        (opening,) = self.links[self.there].sent
+        assert isinstance(opening, Open)
+        self.uplink = self.there
+        return opening
+
+    def reset(self, code: Code) -> None:
+        self.receive(Reset(self.answer.generation.stream, code, "no"))
+
+
+def said(talk: Talk) -> bytes:
+    return bytes(talk.answer.generation.committed)
+
+
+async def test_an_answer_goes_on_at_another_cloud_when_its_own_dies() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.here.link = None
+    talk.uplinks.fleet.closed(talk.here.key)
+    talk.service.on_event(talk.here, Closed(Code.UNAVAILABLE, "gone"))
+    assert talk.now_there().committed == tuple(b"ab")
+    talk.tokens(b"c", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_leaves_a_draining_cloud_and_what_that_one_still_says_is_not_heard() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.uplinks.fleet.draining(talk.here.key)
+    talk.service.on_event(talk.here, PeerDraining("bye"))
+    assert talk.now_there().committed == tuple(b"ab")
+    *_, farewell = talk.wire.sent
+    assert (type(farewell), farewell.stream, farewell.code) == (Reset, 1, Code.CANCELLED)
+    late = Tokens(1, len(talk.answer.generation.tokens), (99,), 0, 0, 900, Finish.NONE)
+    talk.service.on_event(talk.here, Received(late, 30))
+    talk.tokens(b"c", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_stays_at_a_draining_cloud_while_there_is_no_other() -> None:
+    talk = TwoClouds()
+    talk.uplinks.fleet.closed(talk.there.key)
+    talk.uplinks.fleet.draining(talk.here.key)
+    talk.service.on_event(talk.here, PeerDraining("bye"))
+    talk.tokens(b"abc", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_leaves_a_cloud_that_has_fallen_silent() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.wire.connection.heard_at -= 3.0
+    tending = asyncio.create_task(talk.service.tend_forever())
+    try:
+        async with asyncio.timeout(5):
+            while talk.answer.uplink is talk.here:
+                await asyncio.sleep(0.01)
+    finally:
+        tending.cancel()
+    assert talk.now_there().committed == tuple(b"ab")
+
+
+@pytest.mark.parametrize("code", [Code.BUSY, Code.DRAINING, Code.ENGINE_RESTARTED])
+async def test_an_answer_that_one_cloud_turns_away_is_taken_to_the_other(code: Code) -> None:
+    talk = TwoClouds()
+    if code is Code.DRAINING:
+        talk.uplinks.fleet.draining(talk.here.key)
+    talk.reset(code)
+    assert talk.now_there().committed == ()
+
+
+async def test_an_answer_that_all_clouds_turn_away_has_failed() -> None:
+    talk = TwoClouds()
+    talk.reset(Code.BUSY)
+    talk.now_there()
+    talk.reset(Code.BUSY)
+    failure = talk.answer.chunks.get_nowait()
+    assert isinstance(failure, RemoteError)
+    assert failure.code is Code.BUSY
+
+
+async def test_each_answer_has_the_round_trip_of_its_own_cloud() -> None:
+    talk = TwoClouds()
+    talk.links[talk.here].connection.rtt.sample(0.01)
+    talk.links[talk.there].connection.rtt.sample(0.012)
+    second = talk.service.start(Request(PROMPT, Sampling(), 20))
+    assert second.uplink is talk.there
+    assert (talk.answer.rtt_ms, second.rtt_ms) == (None, 12.0)
+    talk.tokens(b"a", logprobs=None)
+    assert talk.service.meter.rtt_s == 0.01
+
+
+async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
+    talk = TwoClouds()
+    connect(talk.uplinks, talk.here, talk.links[talk.here], max_context=30)
+    connect(talk.uplinks, talk.there, talk.links[talk.there], max_context=50)
+    for _ in range(3):
+        assert talk.service.start(Request(PROMPT, Sampling(), 48)).uplink is talk.there
+    with pytest.raises(ContextOverflow, match="cloud's context of 50"):
+        talk.service.start(Request(PROMPT, Sampling(), 49))
