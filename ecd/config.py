@@ -208,7 +208,8 @@ class EdgeConfig(Daemon):
     `cloud` is the one cloud, or there are `clouds`: a list, or a name whose addresses they have.
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
-    guesses. `http`: null or false for none.
+    guesses. `link_loss`: what an answer does that no cloud takes: it fails after `link_wait_s`, goes on from
+    the draft after `link_grace_s`, or fails at once. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -225,7 +226,9 @@ class EdgeConfig(Daemon):
     patience_ms: PatienceMs | Literal["rounds"] | None = None
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     lookup: bool = True
+    link_loss: Literal["wait", "degrade", "fail"] = "wait"
     link_wait_s: Seconds = 60.0
+    link_grace_s: Seconds = 1.0
     http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0

@@ -52,6 +52,7 @@ class DraftTask:
     A slot's `branch` 0 is its main line; others leave it somewhere and share its beginning. `committed`: so
     many tokens of the context are the target's and stay; the number only grows until the slot is released.
     `at_most`: guesses wanted; a drafter may return fewer. `model`: whether the draft model may be run for it.
+    `copies`: whether text may be copied instead.
     """
 
     slot: int
@@ -62,6 +63,7 @@ class DraftTask:
     sampling: Sampling
     at_most: int = 1
     model: bool = True
+    copies: bool = True
 
 
 class Drafter(Protocol):

@@ -14,6 +14,7 @@ from ecd.edge.acceptance import Acceptance, DecayedRate
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.departure import last_moment
 from ecd.edge.drafter import Context, DraftTask
+from ecd.edge.ending import Ending
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
@@ -31,7 +32,7 @@ AT_ONCE = 6
 
 
 class Phase(Enum):
-    """WAITING for a connection, STREAMING from the cloud, FINISHED."""
+    """WAITING for a connection, alone if the draft's tokens are to do, STREAMING from the cloud, FINISHED."""
 
     WAITING = auto()
     STREAMING = auto()
@@ -40,7 +41,10 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Generation:
-    """State of one answer. `acceptance` is shared by all answers of the edge."""
+    """State of one answer. `acceptance` is shared by all answers of the edge.
+
+    `alone` is there while the answer goes on without a cloud.
+    """
 
     request: Request
     acceptance: Acceptance
@@ -53,6 +57,7 @@ class Generation:
     slot: int | None = None
     pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
+    alone: Ending | None = None
     lines: Lines = field(init=False)
     _conditions: Conditions | None = None
     _max_ahead: int = 0
@@ -98,7 +103,7 @@ class Generation:
 
         `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those.
         """
-        self._conditions = conditions
+        self._conditions, self.alone = conditions, None
         request = self.request
         self.tally.resumed += self.stream != 0
         self.phase, self.stream, self._last_tokens_at = Phase.STREAMING, stream, now
@@ -175,6 +180,41 @@ class Generation:
         switched, self._switched = self._switched, False
         return self._send_hints() if switched else self._send_or_wait(now)
 
+    # -- without a cloud
+
+    def go_on_alone(self, ending: Ending) -> list[Command]:
+        """No cloud takes the answer: until one does, what the draft model guesses is the text.
+
+        `ending` has seen all tokens so far.
+        """
+        if self.phase is not Phase.WAITING or self.slot is None:
+            return []
+        self.alone = ending
+        return self._commit_guesses()
+
+    def _commit_guesses(self) -> list[Command]:
+        """The draft model's guesses are the text; what was copied is only a guess."""
+        assert self.alone is not None
+        ids: list[int] = []
+        finish = Finish.NONE
+        while (
+            finish is Finish.NONE and (guesses := self.lines.main.guesses) and guesses[0].drafter == "model"
+        ):
+            token = guesses[0].token
+            self.tokens.append(token)
+            self.lines.settle(token)
+            ids.append(token)
+            finish = self.alone.after(token)
+        self.lines.clear()
+        if not ids:
+            return []
+        origins = (Origin.EDGE_OFFLINE,) * len(ids)
+        self.origins.extend(origins)
+        if finish is Finish.NONE:
+            return [Emit(tuple(ids), origins)]
+        self.phase = Phase.FINISHED
+        return [Emit(tuple(ids), origins), Finished(finish)]
+
     def _count(self, message: Tokens) -> None:
         tally = self.tally
         tally.forwards += 1
@@ -248,6 +288,10 @@ class Generation:
             - self.ahead
         )
 
+    def _room_of(self, line: Line) -> int:
+        """Guesses that the drafter may add to a line at once."""
+        return self._room_for_copies if line is self.lines.main and self.alone is None else 1
+
     @property
     def _asks_model(self) -> bool:
         """Whether the model is to guess next; where it is not, text may still be copied."""
@@ -267,6 +311,9 @@ class Generation:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
             return []
+        if self.alone is not None:
+            self._running = (self.lines.main,)
+            return [self._task(self.lines.main, model=True)]
         model = self._asks_model
         alternates = branches - 1 if self._alternates and self.pace.send and self.pace.model else 0
         lines = self.lines.to_extend(
@@ -288,8 +335,9 @@ class Generation:
             len(request.prompt),
             len(self.tokens),
             request.sampling,
-            self._room_for_copies if line is main else 1,
+            self._room_of(line),
             model,
+            self.alone is None,
         )
 
     def drafted(
@@ -303,6 +351,8 @@ class Generation:
             self._take(line, task, guesses)
             for line, task, guesses in zip(running, tasks, results, strict=True)
         ]
+        if self.alone is not None:
+            return self._commit_guesses()
         return [*(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
 
     def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> bool:
@@ -315,8 +365,7 @@ class Generation:
         if self.lines.holds(line) and position == line.end:
             if not guesses and not task.model:
                 line.dry = True
-            room = self._room_for_copies if line is self.lines.main else 1
-            line.extend(guesses[: max(0, room)], self.acceptance, self.slot)
+            line.extend(guesses[: max(0, self._room_of(line))], self.acceptance, self.slot)
         elif line is self.lines.main and guesses and position < len(self.tokens):
             # Too late to be sent, and still a lesson: the text before it was right.
             self._learn(guesses[0], 0, right=guesses[0].token == self.tokens[position])

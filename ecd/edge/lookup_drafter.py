@@ -36,6 +36,8 @@ class LookupDrafter:
         text = self._texts.setdefault(task.slot, SuffixAutomaton())
         for token in task.context[len(text) : task.committed]:
             text.extend(token)
+        if not task.copies:
+            return ()
         repeat = text.repeat(task.context[task.committed :])
         if repeat.length < MIN_REPEAT_TOKENS:
             return ()

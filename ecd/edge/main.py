@@ -15,6 +15,7 @@ from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective
+from ecd.edge.request import LinkLoss
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff
@@ -71,6 +72,8 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         n_vocab=model.n_vocab,
         piece=model.piece,
         link_wait_s=config.link_wait_s,
+        link_grace_s=config.link_grace_s,
+        ends=model.eog,
     )
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     uplinks = Uplinks(
@@ -82,7 +85,11 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     )
     service.attach(uplinks)
     settings = PaceSettings(
-        Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
+        Objective(config.objective),
+        config.ahead_tokens,
+        config.patience_ms,
+        config.hint_tokens,
+        LinkLoss(config.link_loss),
     )
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (

@@ -5,6 +5,7 @@ Owns the request's settings and the pace that they fix. Knows no frames and no e
 
 import math
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from ecd.edge.pacing import Objective, Pace
 from ecd.sampling import Sampling
@@ -12,6 +13,16 @@ from ecd.sampling import Sampling
 MAX_PATIENCE_US = (1 << 32) - 1
 # Before anything is measured.
 UNSURE = Pace(ahead=16)
+
+
+class LinkLoss(StrEnum):
+    """What an answer does while no cloud takes it: WAIT for one for a time, FAIL at once, or DEGRADE: go on
+    from the draft model's own tokens.
+    """
+
+    WAIT = "wait"
+    DEGRADE = "degrade"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +33,7 @@ class Request:
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
     controller. Without `alternates` the draft's second choices are not followed.
     `logprobs`: how many of the most likely tokens to tell with each committed one, None for no logprobs.
+    `link_loss`: what to do without a cloud.
     `timeline`: keep what happens and when, for a reader that draws it.
     """
 
@@ -36,6 +48,7 @@ class Request:
     patience_us: int | None = None
     hint_tokens: int | None = None
     logprobs: int | None = None
+    link_loss: LinkLoss = LinkLoss.WAIT
     timeline: bool = False
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from ecd.edge.pacing import Objective
-from ecd.edge.request import Request
+from ecd.edge.request import LinkLoss, Request
 from ecd.errors import BadRequest
 from ecd.logprobs import MAX_TOP
 from ecd.prompt import Tokenizer, prompt_tokens
@@ -28,7 +28,7 @@ class RunArgs(BaseModel):
     alternates: whether the draft's second choices are followed too. objective, patience_ms (how long the
     cloud may hold a step back), hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens:
     the edge's settings where they are None. logprobs: how many of the most likely tokens to tell with each
-    token's logprob, nothing where it is None.
+    token's logprob, nothing where it is None. link_loss: what to do while no cloud takes the answer.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -54,6 +54,7 @@ class RunArgs(BaseModel):
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    link_loss: Annotated[LinkLoss, Strict(False)] | None = None
 
     def sampling(self) -> Sampling:
         """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
@@ -80,6 +81,7 @@ class PaceSettings:
     ahead_tokens: int | None = None
     patience_ms: float | Literal["rounds"] | None = None
     hint_tokens: int | None = None
+    link_loss: LinkLoss = LinkLoss.WAIT
 
 
 def parse_run(args: dict[str, Any]) -> RunArgs:
@@ -118,7 +120,20 @@ def request_of(args: RunArgs, tokenizer: Tokenizer, settings: PaceSettings) -> R
         patience_us=patience_us(settings.patience_ms if args.patience_ms is None else args.patience_ms),
         hint_tokens=settings.hint_tokens if args.hint_tokens is None else args.hint_tokens,
         logprobs=args.logprobs,
+        link_loss=_link_loss(args, settings),
     )
+
+
+def _link_loss(args: RunArgs, settings: PaceSettings) -> LinkLoss:
+    """What was asked for, or the edge's setting where the answer can do that. Raises BadRequest."""
+    without_drafts, with_logprobs = not args.draft or args.ahead_tokens == 0, args.logprobs is not None
+    if args.link_loss is LinkLoss.DEGRADE and without_drafts:
+        raise BadRequest("link_loss degrade goes on with drafts, and this answer is to have none")
+    if args.link_loss is LinkLoss.DEGRADE and with_logprobs:
+        raise BadRequest("link_loss degrade goes on without the target, and logprobs are the target's")
+    chosen = args.link_loss or settings.link_loss
+    impossible = without_drafts or with_logprobs
+    return LinkLoss.WAIT if chosen is LinkLoss.DEGRADE and impossible else chosen
 
 
 def _prompt(args: RunArgs, tokenizer: Tokenizer) -> tuple[int, ...]:

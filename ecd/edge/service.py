@@ -16,12 +16,13 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
+from ecd.edge.ending import Ending
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.meters import Meters
 from ecd.edge.pacing import Pacer
 from ecd.edge.reopening import Reopen
-from ecd.edge.request import Request
+from ecd.edge.request import LinkLoss, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
@@ -43,8 +44,9 @@ TROUBLED = (Code.BUSY, Code.ENGINE_RESTARTED)
 class EdgeService:
     """All answers of one edge.
 
-    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. link_wait_s: how
-    long an answer may go without a link before it fails.
+    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: the draft
+    model's ids that end a text, until a cloud has told its own. An answer without a cloud fails after
+    link_wait_s, or goes on from the draft after link_grace_s, as its request says.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class EdgeService:
         n_vocab: int,
         piece: Callable[[int], bytes],
         link_wait_s: float,
+        link_grace_s: float = 1.0,
+        ends: frozenset[int] = frozenset(),
     ):
         self.totals = EdgeTotals()
         self.answers: dict[int, Answer] = {}
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
-        self.cloud_ends: frozenset[int] = frozenset()
+        self.cloud_ends: frozenset[int] = ends
         self.acceptance = acceptance
         self.meter = meter
         self._meters: Meters[Uplink] = Meters(meter)
@@ -71,6 +75,7 @@ class EdgeService:
         self._n_vocab = n_vocab
         self._piece = piece
         self._link_wait_s = link_wait_s
+        self._link_grace_s = link_grace_s
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
@@ -270,7 +275,21 @@ class EdgeService:
                     self._end(answer, LinkError(reason))
                 else:
                     self._open(answer)
+                    self._degrade(answer, now)
             self._move_on()
+
+    def _degrade(self, answer: Answer, now: float) -> None:
+        """An answer that no cloud takes goes on from the draft model's own tokens, if it may and can."""
+        generation, request = answer.generation, answer.generation.request
+        if request.link_loss is not LinkLoss.DEGRADE or generation.phase is not Phase.WAITING:
+            return
+        if generation.alone is None and now - answer.waiting_since >= self._link_grace_s:
+            log.warning("session %d goes on without a cloud: %s", answer.id, self.uplinks.reason)
+            ending = Ending(TextStream(request.stop), self._piece, self.cloud_ends, request.max_tokens)
+            for token in generation.committed:
+                ending.after(token)
+            self._perform(answer, generation.go_on_alone(ending))
+            self._draft_wanted.set()
 
     def _move_on(self) -> None:
         """Answers leave a cloud that drains or is quiet, if another takes them."""
@@ -296,6 +315,7 @@ class EdgeService:
             return
         uplink = to or self.uplinks.choose(answer.generation.request.tokens)
         if uplink is None or uplink.link is None or uplink.link.connection.peer is None:
+            self._fail_without_cloud(answer, LinkError(f"no link to the cloud: {self.uplinks.reason}"))
             return
         connection, peer = uplink.link.connection, uplink.link.connection.peer
         stream = connection.new_stream()
@@ -313,6 +333,10 @@ class EdgeService:
             self._perform(answer, commands)
         except EcdError as e:
             self._end(answer, e)
+
+    def _fail_without_cloud(self, answer: Answer, error: EcdError) -> None:
+        if answer.generation.request.link_loss is LinkLoss.FAIL:
+            self._end(answer, error)
 
     def _abandon(self, answer: Answer, reason: str) -> None:
         """Tells the cloud that nobody wants the rest from it."""
@@ -358,6 +382,7 @@ class EdgeService:
                     case Reopen.LATER:
                         # Not this cloud, or not now: `tend_forever` tries again.
                         uplink.reason = reason
+                        self._fail_without_cloud(answer, RemoteError(message.code, reason))
                     case Reopen.NEVER:
                         self._end(answer, RemoteError(message.code, reason))
                     case other:

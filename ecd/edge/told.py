@@ -16,7 +16,9 @@ from ecd.wire.link import Link
 
 
 def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
-    """The links and what is served over them. `link` is that of the cloud that stands best."""
+    """The links and what is served over them. `link` is that of the cloud that stands best; of several clouds
+    `clouds` tells each by its address.
+    """
     uplinks = service.uplinks
     shown = uplinks.shown
     running = Counter(a.uplink for a in service.answers.values() if a.generation.phase is Phase.STREAMING)
@@ -34,9 +36,8 @@ def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
             "connects": uplinks.connects,
             **_link_told(uplinks.link),
         },
-        "clouds": [
-            {
-                "cloud": uplink.key,
+        "clouds": {
+            uplink.key: {
                 "weight": uplinks.fleet.members[uplink.key].weight,
                 "standing": str(uplinks.standing(uplink)),
                 "reason": uplink.reason,
@@ -46,7 +47,8 @@ def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
                 **_link_told(uplink.link),
             }
             for uplink in uplinks
-        ],
+            if len(uplinks) > 1
+        },
         "sessions": len(service.answers),
     }
 

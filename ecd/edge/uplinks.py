@@ -80,6 +80,9 @@ class Uplinks:
 
     # -- which cloud
 
+    def __len__(self) -> int:
+        return len(self._uplinks)
+
     def __iter__(self) -> Iterator[Uplink]:
         return iter(self._uplinks.values())
 
@@ -128,13 +131,13 @@ class Uplinks:
     @property
     def reason(self) -> str:
         """Why there is no link, or why none of them takes answers; empty while all is well."""
-        return "; ".join(u.reason for u in self if u.reason) if self._uplinks else self._reason
+        return "; ".join(u.reason for u in self if u.reason) if len(self) else self._reason
 
     @property
     def refused(self) -> str | None:
         """Why no cloud will have this edge; None while one may."""
         refusals = [f"the cloud at {u.key} refuses this edge: {u.refused}" for u in self if u.refused]
-        return "; ".join(refusals) if refusals and len(refusals) == len(self._uplinks) else None
+        return "; ".join(refusals) if refusals and len(refusals) == len(self) else None
 
     def standing(self, uplink: Uplink) -> Standing:
         """How a cloud stands."""

@@ -13,11 +13,11 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask
 from ecd.edge.meter import Meter
-from ecd.edge.request import Request
+from ecd.edge.request import LinkLoss, Request
 from ecd.edge.service import EdgeService
 from ecd.edge.timeline import Committed, TokensArrived
-from ecd.edge.uplinks import Place
-from ecd.errors import Code, ContextOverflow, RemoteError
+from ecd.edge.uplinks import Place, Uplinks
+from ecd.errors import Code, ContextOverflow, LinkError, RemoteError
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess, Sampling
 from ecd.wire.connection import Closed, PeerDraining, Received
@@ -262,3 +262,97 @@ async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
         assert talk.service.start(Request(PROMPT, Sampling(), 48)).uplink is talk.there
     with pytest.raises(ContextOverflow, match="cloud's context of 50"):
         talk.service.start(Request(PROMPT, Sampling(), 49))
+
+
+def without_a_cloud(link_loss: LinkLoss, *, drafter: Any = None) -> tuple[EdgeService, Uplinks]:
+    service = EdgeService(
+        drafter or NoDrafter(),
+        Acceptance(),
+        Meter(),
+        n_vocab=SIZE,
+        piece=lambda token: bytes([token]),
+        link_wait_s=0.4 if link_loss is LinkLoss.WAIT else 60.0,
+        link_grace_s=0.1,
+        ends=frozenset({0}),
+    )
+    return service, attach(service)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_is_to_fail_without_a_cloud_fails_at_once(at_once: bool) -> None:
+    service, uplinks = without_a_cloud(LinkLoss.FAIL)
+    (uplink,) = uplinks
+    request = Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.FAIL)
+    if not at_once:
+        connect(uplinks, uplink, MadeUpLink())
+        answer = service.start(request)
+        assert answer.chunks.empty()
+        uplink.link = None
+        uplinks.fleet.closed(uplink.key)
+        service.on_event(uplink, Closed(Code.UNAVAILABLE, "gone"))
+    else:
+        answer = service.start(request)
+    failure = answer.chunks.get_nowait()
+    assert isinstance(failure, LinkError)
+    assert "no link to the cloud" in str(failure)
+    assert not service.answers
+
+
+async def test_what_waits_fails_when_it_has_waited_long_enough() -> None:
+    service, _ = without_a_cloud(LinkLoss.WAIT)
+    answer = service.start(Request(PROMPT, Sampling(), 20))
+    tending = asyncio.create_task(service.tend_forever())
+    async with asyncio.timeout(5):
+        failure = await answer.chunks.get()
+    tending.cancel()
+    assert isinstance(failure, LinkError)
+    assert "no link to the cloud for 0.4 s: not tried yet" in str(failure)
+
+
+class Counting:
+    """Guesses 1 to 6 and then the end, or 1 for ever where there is a bias on it."""
+
+    slots = branches = 1
+    slot_tokens = 1 << 20
+
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        return [
+            (Guess(1 if task.sampling.logit_bias else (len(task.context) - task.prompt_len + 1) % 7, 0.9),)
+            for task in tasks
+        ]
+
+    def release(self, slot: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+async def test_what_degrades_goes_on_from_the_draft_and_back_at_the_cloud() -> None:
+    service, uplinks = without_a_cloud(LinkLoss.DEGRADE, drafter=Counting())
+    (uplink,) = uplinks
+    answer = service.start(Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.DEGRADE))
+    jobs = [asyncio.create_task(job()) for job in (service.tend_forever, service.draft_forever)]
+    async with asyncio.timeout(5):
+        ids: tuple[int, ...] = ()
+        while len(ids) < 7:
+            chunk = await answer.chunks.get()
+            assert isinstance(chunk, Chunk)
+            assert set(chunk.origins) == {"edge-offline"}
+            ids += chunk.ids
+        assert await answer.chunks.get() is Finish.STOP
+        assert ids == (1, 2, 3, 4, 5, 6, 0)
+        again = service.start(
+            Request(PROMPT, Sampling(logit_bias=((1, 1.0),)), 1 << 19, link_loss=LinkLoss.DEGRADE)
+        )
+        first = await again.chunks.get()
+        assert isinstance(first, Chunk)
+        wire = MadeUpLink()
+        connect(uplinks, uplink, wire)
+        while not wire.sent:
+            await asyncio.sleep(0.01)
+        opened = wire.sent[0]
+        assert isinstance(opened, Open)
+        assert opened.committed == again.generation.committed
+        assert len(opened.committed) >= 1
+    for job in jobs:
+        job.cancel()
+    service.close()

@@ -102,6 +102,7 @@ def _request(asked: Asked, terms: Terms, **args: Any) -> Request:
         mode=options.mode,
         draft=options.draft,
         alternates=options.alternates,
+        link_loss=options.link_loss,
         objective=options.objective,
         patience_ms=options.patience_ms,
     )

@@ -1,0 +1,206 @@
+"""Two clouds as processes: answers go on at the other when theirs dies or drains, with the target's text."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import pytest
+
+from ecd.client import Client
+from ecd.engine.llama import LlamaModel
+from ecd.lab.system import DaemonProcess, address_of, running_cloud
+from ecd.oracle import generate
+from ecd.prompt import prompt_tokens
+from ecd.sampling import Sampling
+
+TARGET, DRAFT = "smollm2-135m", "smollm2-135m-draft"
+PROMPTS = ("Write a Python function that reverses a list.", "Tell me about the sea.", "Was ist ein Vulkan?")
+# Of a request that a cloud's death has interrupted, seconds.
+PAUSE_S = 2.0
+
+
+def request_of(prompt: str, temperature: float, max_tokens: int) -> dict[str, Any]:
+    return {"prompt": prompt, "temperature": temperature, "seed": 5, "max_tokens": max_tokens}
+
+
+@dataclass(slots=True)
+class Run:
+    """One answer as its client saw it: the result, and the longest wait for the next piece, in seconds."""
+
+    result: dict[str, Any]
+    pause_s: float
+
+    @property
+    def moved(self) -> int:
+        return int(self.result["stats"]["resumed"])
+
+
+async def run(client: Client, request: dict[str, Any]) -> Run:
+    result: dict[str, Any] = {}
+    last, longest = None, 0.0
+    async for event in client.stream(**request):
+        now = time.monotonic()
+        match event.get("event"):
+            case "text":
+                longest = max(longest, 0.0 if last is None else now - last)
+                last = now
+            case None:
+                result = event
+    return Run(result, longest)
+
+
+def alone(model: LlamaModel, request: dict[str, Any]) -> list[int]:
+    """What the target alone says."""
+    ids = prompt_tokens(model, request["prompt"], chat=True)
+    sampling = Sampling.of("exact", request["temperature"], seed=request["seed"])
+    return list(
+        generate(model, ids, sampling, max_tokens=request["max_tokens"], stop=(), threads=1).token_ids
+    )
+
+
+@dataclass(slots=True)
+class System:
+    """Two clouds and an edge that has both."""
+
+    edge: DaemonProcess
+    clouds: list[DaemonProcess]
+    addresses: list[str] = field(default_factory=list)
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """How each cloud is, as the edge tells it, in the order of `clouds`."""
+        told = self.edge.call("status")["clouds"]
+        return {address: told[address] for address in self.addresses}
+
+    def wait_until_ready(self) -> None:
+        self.edge.wait(
+            lambda status: [each["standing"] for each in status["clouds"].values()] == ["ready"] * 2
+        )
+
+    def busier(self) -> int:
+        """The number of the cloud with more of the edge's answers."""
+        running = [each["running"] for each in self.status().values()]
+        return running.index(max(running))
+
+    def kill_and_restart(self, number: int) -> None:
+        cloud = self.clouds[number]
+        cloud.signal(signal.SIGKILL)
+        cloud.start()
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    with contextlib.ExitStack() as stack:
+        clouds = []
+        for name in ("one", "two"):
+            folder = tmp_path / name
+            folder.mkdir()
+            clouds.append(stack.enter_context(running_cloud(folder, TARGET, "--context-tokens", "1024")))
+        addresses = [address_of(cloud) for cloud in clouds]
+        for cloud, address in zip(clouds, addresses, strict=True):
+            # A restarted one is to be where the first one was.
+            cloud.flags[cloud.flags.index("--listen") + 1] = address
+        config = tmp_path / "edge.yaml"
+        config.write_text(json.dumps({"clouds": addresses}))
+        edge = DaemonProcess("edge", ["--model", DRAFT, "--no-http", "--config", str(config)], tmp_path)
+        stack.callback(edge.stop)
+        edge.start()
+        made = System(edge, clouds, addresses)
+        made.wait_until_ready()
+        yield made
+
+
+async def until_all_have_begun(client: Client, answers: int) -> None:
+    while True:
+        sessions = (await client.call("sessions"))["sessions"]
+        if len(sessions) == answers and all(session["completion_tokens"] > 2 for session in sessions):
+            return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["killed", "drained"])
+async def test_answers_go_on_at_the_other_cloud(system: System, target: LlamaModel, how: str) -> None:
+    requests = [request_of(prompt, temperature, 64) for prompt in PROMPTS for temperature in (0.0, 0.8)]
+    async with Client(system.edge.socket) as client:
+        answers = [asyncio.create_task(run(client, request)) for request in requests]
+        await until_all_have_begun(client, len(requests))
+        status = await asyncio.to_thread(system.status)
+        assert [each["running"] for each in status.values()] == [3, 3], "equal clouds share equally"
+        match how:
+            case "killed":
+                await asyncio.to_thread(system.kill_and_restart, 0)
+            case "drained":
+                # Its answers leave at once, so that it ends long before `drain_s`.
+                assert await asyncio.to_thread(system.clouds[0].signal, signal.SIGTERM) == 0
+        runs = await asyncio.gather(*answers)
+    assert [each.result["token_ids"] for each in runs] == [alone(target, request) for request in requests]
+    assert sum(each.moved for each in runs) == 3
+    assert max(each.pause_s for each in runs) < PAUSE_S
+
+
+@pytest.mark.slow
+async def test_200_answers_while_a_cloud_is_killed_every_20_s(system: System, target: LlamaModel) -> None:
+    """Killed in turn where most answers run, and started again; no answer fails or has another text."""
+    requests = [request_of(prompt, temperature, 64) for prompt in PROMPTS for temperature in (0.0, 0.8)]
+    expected = [alone(target, request) for request in requests]
+    kinds = itertools.islice(itertools.cycle(range(len(requests))), 200)
+    kills = 0
+
+    async def kill_forever() -> None:
+        nonlocal kills
+        while True:
+            await asyncio.sleep(20)
+            await asyncio.to_thread(system.wait_until_ready)
+            await asyncio.to_thread(lambda: system.kill_and_restart(system.busier()))
+            kills += 1
+
+    runs: list[Run] = []
+
+    async def ask(client: Client) -> None:
+        for kind in kinds:
+            made = await run(client, requests[kind])
+            assert made.result["token_ids"] == expected[kind]
+            runs.append(made)
+
+    async with Client(system.edge.socket) as client:
+        killing = asyncio.create_task(kill_forever())
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(ask(client))
+        killing.cancel()
+    moved = [each.pause_s for each in runs if each.moved]
+    assert len(runs) == 200
+    assert kills > 0
+    assert moved
+    p95 = quantiles(moved, n=20)[-1] if len(moved) > 1 else moved[0]
+    overall = quantiles([each.pause_s for each in runs], n=20)[-1]
+    print(
+        f"{kills} kills, {len(moved)} answers moved; their longest pauses: most {max(moved):.3f} s, "
+        f"p95 {p95:.3f} s; p95 of all {overall:.3f} s"
+    )
+    assert p95 < PAUSE_S
+    assert overall < PAUSE_S
+
+
+async def test_a_cloud_with_another_model_is_left_out(system: System, tmp_path: Path) -> None:
+    """A cloud comes back with another model of the same tokenizer: nothing goes there, and both are told."""
+    cloud = system.clouds[1]
+    cloud.stop()
+    cloud.flags[cloud.flags.index(TARGET)] = DRAFT
+    cloud.start()
+    edge = await asyncio.to_thread(
+        system.edge.wait, lambda status: status["clouds"][system.addresses[1]]["refused"]
+    )
+    reason = edge["clouds"][system.addresses[1]]["reason"]
+    assert f"this cloud serves '{DRAFT}', and this edge's clouds serve '{TARGET}'; it is left out" in reason
+    assert reason in cloud.log.read_text()
+    async with Client(system.edge.socket) as client:
+        for _ in range(4):
+            assert (await client.call("run", prompt=PROMPTS[0], max_tokens=3))["model"] == TARGET
