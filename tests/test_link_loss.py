@@ -1,4 +1,4 @@
-"""What becomes of an answer whose only cloud dies: it waits, fails or goes on from the draft, as it was asked."""
+"""What becomes of an answer whose only cloud dies: it waits, fails or goes on from the draft, as asked."""
 
 import asyncio
 import signal
@@ -82,7 +82,7 @@ async def test_an_answer_that_is_to_fail_does_so_when_its_cloud_dies(tmp_path: P
             answer = asyncio.create_task(stream(client, events, **asked))
             await until_shown(events, "target", 3)
             await asyncio.to_thread(cloud.signal, signal.SIGKILL)
-            with pytest.raises(RemoteError, match="no link to the cloud: the connection to .* was lost"):
+            with pytest.raises(RemoteError, match=r"no link to the cloud: the connection to .* was lost"):
                 await answer
             with pytest.raises(RemoteError, match="no link to the cloud"):
                 await client.call("run", prompt=PROMPT, link_loss="fail")
