@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from ecd.client import Client
+from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
+from ecd.lab.lane import Conditions
+from ecd.lab.link import EmulatedLink
 from ecd.lab.system import DaemonProcess, address_of, running_cloud
 from ecd.oracle import generate
 from ecd.prompt import prompt_tokens
@@ -72,7 +75,7 @@ class System:
 
     edge: DaemonProcess
     clouds: list[DaemonProcess]
-    addresses: list[str] = field(default_factory=list)
+    addresses: list[str]
 
     def status(self) -> dict[str, dict[str, Any]]:
         """How each cloud is, as the edge tells it, in the order of `clouds`."""
@@ -95,24 +98,41 @@ class System:
         cloud.start()
 
 
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
+@contextlib.contextmanager
+def two_clouds(folder: Path) -> Iterator[list[DaemonProcess]]:
+    """Two that serve the same; each comes back where it was when it is started again."""
     with contextlib.ExitStack() as stack:
         clouds = []
         for name in ("one", "two"):
-            folder = tmp_path / name
-            folder.mkdir()
-            clouds.append(stack.enter_context(running_cloud(folder, TARGET, "--context-tokens", "1024")))
-        addresses = [address_of(cloud) for cloud in clouds]
-        for cloud, address in zip(clouds, addresses, strict=True):
-            # A restarted one is to be where the first one was.
-            cloud.flags[cloud.flags.index("--listen") + 1] = address
-        config = tmp_path / "edge.yaml"
-        config.write_text(json.dumps({"clouds": addresses}))
-        edge = DaemonProcess("edge", ["--model", DRAFT, "--no-http", "--config", str(config)], tmp_path)
-        stack.callback(edge.stop)
+            place = folder / name
+            place.mkdir()
+            clouds.append(stack.enter_context(running_cloud(place, TARGET, "--context-tokens", "1024")))
+        for cloud in clouds:
+            cloud.flags[cloud.flags.index("--listen") + 1] = address_of(cloud)
+        yield clouds
+
+
+@contextlib.contextmanager
+def connected(
+    folder: Path, clouds: list[DaemonProcess], addresses: list[str], **settings: Any
+) -> Iterator[System]:
+    """An edge that has the clouds at these addresses."""
+    config = folder / "edge.yaml"
+    config.write_text(json.dumps({"clouds": addresses, **settings}))
+    edge = DaemonProcess("edge", ["--model", DRAFT, "--no-http", "--config", str(config)], folder)
+    try:
         edge.start()
-        made = System(edge, clouds, addresses)
+        yield System(edge, clouds, addresses)
+    finally:
+        edge.stop()
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    with (
+        two_clouds(tmp_path) as clouds,
+        connected(tmp_path, clouds, [address_of(cloud) for cloud in clouds]) as made,
+    ):
         made.wait_until_ready()
         yield made
 
@@ -142,6 +162,30 @@ async def test_answers_go_on_at_the_other_cloud(system: System, target: LlamaMod
         runs = await asyncio.gather(*answers)
     assert [each.result["token_ids"] for each in runs] == [alone(target, request) for request in requests]
     assert sum(each.moved for each in runs) == 3
+    assert max(each.pause_s for each in runs) < PAUSE_S
+
+
+async def test_answers_leave_a_cloud_that_falls_silent(tmp_path: Path, target: LlamaModel) -> None:
+    """Its link stalls for longer than the test takes, and no connection ends."""
+    requests = [request_of(prompt, 0.8, 64) for prompt in PROMPTS] * 2
+    with two_clouds(tmp_path) as clouds:
+        (host, port), other = split_address(address_of(clouds[0])), address_of(clouds[1])
+        keepalive = {"ping_interval_s": 0.2, "silence_s": 30}
+        async with EmulatedLink(host, port, Conditions()) as link:
+            addresses = [f"{link.host}:{link.port}", other]
+            with connected(tmp_path, clouds, addresses, keepalive=keepalive) as system:
+                await asyncio.to_thread(system.wait_until_ready)
+                async with Client(system.edge.socket) as client:
+                    answers = [asyncio.create_task(run(client, request)) for request in requests]
+                    await until_all_have_begun(client, len(requests))
+                    link.stall(60)
+                    runs = await asyncio.gather(*answers)
+                    standings = [
+                        each["standing"] for each in (await asyncio.to_thread(system.status)).values()
+                    ]
+    assert [each.result["token_ids"] for each in runs] == [alone(target, request) for request in requests]
+    assert sum(each.moved for each in runs) == 3
+    assert standings == ["quiet", "ready"]
     assert max(each.pause_s for each in runs) < PAUSE_S
 
 
