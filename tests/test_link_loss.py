@@ -10,7 +10,7 @@ import pytest
 from ecd.client import Client
 from ecd.engine.llama import LlamaModel
 from ecd.errors import RemoteError
-from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
+from ecd.lab.system import address_of, running_cloud, running_edge
 from ecd.oracle import generate
 from ecd.prompt import prompt_tokens
 from ecd.sampling import Sampling
@@ -87,19 +87,3 @@ async def test_an_answer_that_is_to_fail_does_so_when_its_cloud_dies(tmp_path: P
             with pytest.raises(RemoteError, match="no link to the cloud"):
                 await client.call("run", prompt=PROMPT, link_loss="fail")
             assert (await client.call("stats"))["failed"] == 2
-
-
-@pytest.mark.parametrize(
-    ("args", "named"),
-    [
-        ({"link_loss": "retry"}, "link_loss"),
-        ({"link_loss": "degrade", "logprobs": 0}, "logprobs are the target's"),
-        ({"link_loss": "degrade", "draft": False}, "goes on with drafts"),
-        ({"link_loss": "degrade", "ahead_tokens": 0}, "goes on with drafts"),
-    ],
-)
-def test_what_cannot_be_done_without_a_cloud_is_refused(
-    edge: DaemonProcess, args: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(RemoteError, match=named):
-        edge.call("run", prompt=PROMPT, **args)

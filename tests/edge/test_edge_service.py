@@ -16,6 +16,7 @@ from ecd.edge.meter import Meter
 from ecd.edge.request import LinkLoss, Request
 from ecd.edge.service import EdgeService
 from ecd.edge.timeline import Committed, TokensArrived
+from ecd.edge.told import status_told
 from ecd.edge.uplinks import Place, Uplinks
 from ecd.errors import Code, ContextOverflow, LinkError, RemoteError
 from ecd.logprobs import TokenLogprobs
@@ -356,3 +357,17 @@ async def test_what_degrades_goes_on_from_the_draft_and_back_at_the_cloud() -> N
     for job in jobs:
         job.cancel()
     service.close()
+
+
+async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
+    talk = TwoClouds()
+    talk.links[talk.there].connection.rtt.sample(0.012)
+    talk.uplinks.fleet.draining(talk.here.key)
+    told = status_told(talk.service, "draft")
+    assert told["link"]["cloud"] == talk.there.key
+    assert told["link"]["rtt_ms"] == 12.0
+    assert told["link"]["connects"] == 2
+    here, there = (told["clouds"][uplink.key] for uplink in (talk.here, talk.there))
+    assert (here["standing"], here["running"], here["rtt_ms"]) == ("draining", 1, None)
+    assert (there["standing"], there["running"], there["weight"]) == ("ready", 0, 1.0)
+    assert status_told(Talk().service, "draft")["clouds"] == {}
