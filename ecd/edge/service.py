@@ -271,7 +271,7 @@ class EdgeService:
                 if self.uplinks.refused:
                     self._end(answer, LinkError(self.uplinks.refused))
                 elif now - answer.waiting_since > self._link_wait_s:
-                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.reason}"
+                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.why_none}"
                     self._end(answer, LinkError(reason))
                 else:
                     self._open(answer)
@@ -284,7 +284,7 @@ class EdgeService:
         if request.link_loss is not LinkLoss.DEGRADE or generation.phase is not Phase.WAITING:
             return
         if generation.alone is None and now - answer.waiting_since >= self._link_grace_s:
-            log.warning("session %d goes on without a cloud: %s", answer.id, self.uplinks.reason)
+            log.warning("session %d goes on without a cloud: %s", answer.id, self.uplinks.why_none)
             ending = Ending(TextStream(request.stop), self._piece, self.cloud_ends, request.max_tokens)
             for token in generation.committed:
                 ending.after(token)
@@ -315,7 +315,7 @@ class EdgeService:
             return
         uplink = to or self.uplinks.choose(answer.generation.request.tokens)
         if uplink is None or uplink.link is None or uplink.link.connection.peer is None:
-            self._fail_without_cloud(answer, LinkError(f"no link to the cloud: {self.uplinks.reason}"))
+            self._fail_without_cloud(answer, LinkError(f"no link to the cloud: {self.uplinks.why_none}"))
             return
         connection, peer = uplink.link.connection, uplink.link.connection.peer
         stream = connection.new_stream()

@@ -130,8 +130,13 @@ class Uplinks:
 
     @property
     def reason(self) -> str:
-        """Why there is no link, or why none of them takes answers; empty while all is well."""
+        """Why there is no link to a cloud, or why it takes no answers; empty while all is well."""
         return "; ".join(u.reason for u in self if u.reason) if len(self) else self._reason
+
+    @property
+    def why_none(self) -> str:
+        """Why no cloud takes an answer."""
+        return self.reason or "no cloud that is connected has room for so many tokens"
 
     @property
     def refused(self) -> str | None:
