@@ -112,6 +112,10 @@ class Fleet:
         """A cloud is no longer to be used; `remove` follows when nothing runs there."""
         self.members[key].leaving = True
 
+    def rename(self, key: str, new: str) -> None:
+        """Another cloud is to have the key."""
+        self.members[new] = self.members.pop(key)
+
     def remove(self, key: str) -> None:
         """Forgets a cloud."""
         del self.members[key]

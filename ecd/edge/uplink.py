@@ -46,8 +46,8 @@ class Backoff:
 class Uplink:
     """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
 
-    `link` is the connected link or None. `refused` says why the cloud will not have this edge, or why it is
-    left out, None while neither is so.
+    `key` tells uplinks apart. `link` is the connected link or None. `refused` says why the cloud will not have
+    this edge, or why it is left out, None while neither is so.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Uplink:
         on_event: Callable[["Uplink", Event], None],
     ):
         self.host, self.port = host, port
+        self.key = f"{host}:{port}"
         self.state = LinkState.DOWN
         self.link: Link | None = None
         self.reason = "not tried yet"
@@ -70,11 +71,6 @@ class Uplink:
         self._closed = asyncio.Event()
         self._wire_in = self._wire_out = 0
         self._packets_in = self._packets_out = 0
-
-    @property
-    def key(self) -> str:
-        """The address, which tells clouds apart."""
-        return f"{self.host}:{self.port}"
 
     async def keep(self) -> None:
         """Connects, and again whenever the connection ends, until cancelled."""

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # How often a name is looked up again, seconds, and how many of its addresses are used.
 LOOK_UP_S = 10.0
 MAX_ADDRESSES = 64
+# Behind the key of an uplink whose cloud drains, beside which there is another to the same address.
+ASIDE = " draining"
 # Where a cloud tells no limit of its own; so many ids fit a frame.
 MAX_CONTEXT_TOKENS = 1 << 20
 
@@ -60,6 +62,7 @@ class Uplinks:
         self._bound = bound
         self._uplinks: dict[str, Uplink] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._group = asyncio.TaskGroup()
         self._addresses: dict[Place, list[str]] = {}
         self._reason = "not tried yet"
         self._gone_wire = self._gone_packets = (0, 0)
@@ -70,11 +73,11 @@ class Uplinks:
 
     async def keep(self) -> None:
         """Connects to all clouds, and again whenever a connection ends, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._start(group)
+        async with self._group:
+            self._start()
             while names := [place for place in self._places if place.each]:
                 await self._look_up(names)
-                self._start(group)
+                self._start()
                 self._drop_left()
                 await asyncio.sleep(LOOK_UP_S)
 
@@ -190,11 +193,16 @@ class Uplinks:
                 uplink.reason = f"the cloud takes no new sessions: {event.message}"
                 log.info("%s: %s", uplink.key, uplink.reason)
                 self.fleet.draining(uplink.key)
+                if not any(place.each for place in self._places):
+                    self._connect_beside(uplink)
             case Closed():
                 self.fleet.closed(uplink.key)
             case _:
                 pass
         self._on_event(uplink, event)
+        if isinstance(event, Closed) and uplink.key.endswith(ASIDE):
+            # Once it has counted what it carried.
+            asyncio.get_running_loop().call_soon(self._drop, uplink)
 
     def _add(self, host: str, port: int, weight: float) -> str:
         uplink = Uplink(host, port, self._settings, self._backoff, self._on_uplink_event)
@@ -202,10 +210,26 @@ class Uplinks:
         self.fleet.add(uplink.key, weight)
         return uplink.key
 
-    def _start(self, group: asyncio.TaskGroup) -> None:
+    def _start(self) -> None:
         for key, uplink in self._uplinks.items():
             if key not in self._keeping:
-                self._keeping[key] = group.create_task(uplink.keep())
+                self._keeping[key] = self._group.create_task(uplink.keep())
+
+    def _connect_beside(self, uplink: Uplink) -> None:
+        """Behind the one address of a draining cloud there may be others: the next connection may reach one.
+
+        While it reaches a draining one too, it is made anew now and then.
+        """
+        aside = uplink.key + ASIDE
+        if aside in self._uplinks:
+            asyncio.get_running_loop().call_later(self._backoff.longest_s, _close_draining, uplink)
+            return
+        key, weight = uplink.key, self.fleet.members[uplink.key].weight
+        self.fleet.rename(key, aside)
+        self._uplinks[aside], self._keeping[aside] = self._uplinks.pop(key), self._keeping.pop(key)
+        uplink.key = aside
+        self._add(uplink.host, uplink.port, weight)
+        self._start()
 
     async def _look_up(self, names: Sequence[Place]) -> None:
         """Uses the addresses that names have now, and no longer those that they had. A name that cannot be
@@ -234,12 +258,21 @@ class Uplinks:
             idle = uplink.link is None or not uplink.link.connection.streams
             if idle and self.fleet.members[key].leaving:
                 log.info("%s is no cloud of this edge any more", key)
-                self._keeping.pop(key).cancel()
-                del self._uplinks[key]
-                self.fleet.remove(key)
-                self._gone_connects += uplink.connects
-                self._gone_wire = _sums([self._gone_wire, uplink.wire_bytes])
-                self._gone_packets = _sums([self._gone_packets, uplink.packet_bytes])
+                self._drop(uplink)
+
+    def _drop(self, uplink: Uplink) -> None:
+        self._keeping.pop(uplink.key).cancel()
+        del self._uplinks[uplink.key]
+        self.fleet.remove(uplink.key)
+        self._gone_connects += uplink.connects
+        self._gone_wire = _sums([self._gone_wire, uplink.wire_bytes])
+        self._gone_packets = _sums([self._gone_packets, uplink.packet_bytes])
+
+
+def _close_draining(uplink: Uplink) -> None:
+    link = uplink.link
+    if link is not None and link.connection.peer_draining and not link.connection.streams:
+        link.close(Code.DRAINING, "this edge looks for a cloud that takes sessions")
 
 
 def _sums(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:

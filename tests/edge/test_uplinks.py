@@ -202,3 +202,34 @@ async def test_only_when_all_clouds_refuse_there_is_no_hope() -> None:
     finally:
         good.close()
         other.close()
+
+
+async def test_behind_one_address_the_next_connection_may_reach_a_cloud_that_does_not_drain() -> None:
+    noted = Noted()
+    # A balancer's address: whose turn it is answers.
+    cloud = await Cloud().listen()
+    try:
+        async with kept(Place("127.0.0.1", cloud.port), on_event=noted) as uplinks:
+            await noted.until(lambda: uplinks.link is not None)
+            (first,) = uplinks
+            assert first.link is not None
+            stream = first.link.connection.new_stream()
+            cloud.links[0].drain("going")
+            await noted.until(lambda: uplinks.choose(NEED) not in (None, first))
+            second = uplinks.choose(NEED)
+            assert second is not None
+            assert uplinks.successor(first, NEED) is second
+            assert first.link.connection.streams == {stream}, "what runs there may go on"
+            bytes_before = uplinks.wire_bytes
+            cloud.links[0].abort()
+            await noted.until(lambda: list(uplinks) == [second])
+            assert uplinks.connects == 2
+            assert all(now >= then for now, then in zip(uplinks.wire_bytes, bytes_before, strict=True))
+            # That one drains too, and so does all that is reached next, until one does not.
+            cloud.links[1].drain("going too")
+            await noted.until(lambda: uplinks.choose(NEED) not in (None, second))
+            cloud.links[2].drain("and this")
+            await noted.until(lambda: len(cloud.links) > 3 and uplinks.choose(NEED) is not None)
+            assert len(list(uplinks)) == 2
+    finally:
+        cloud.close()
