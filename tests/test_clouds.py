@@ -51,11 +51,11 @@ async def run(client: Client, request: dict[str, Any]) -> Run:
     last, longest = None, 0.0
     async for event in client.stream(**request):
         now = time.monotonic()
-        match event.get("event"):
+        match event["event"]:
             case "text":
                 longest = max(longest, 0.0 if last is None else now - last)
                 last = now
-            case None:
+            case "done":
                 result = event
     return Run(result, longest)
 

@@ -27,9 +27,9 @@ async def until_shown(events: list[dict[str, Any]], origin: str, tokens: int) ->
 async def stream(client: Client, events: list[dict[str, Any]], **args: Any) -> dict[str, Any]:
     """The result; what was shown until then is in `events`."""
     async for event in client.stream(PROMPT, **args):
-        if event.get("event") == "text":
+        if event["event"] == "text":
             events.append(event)
-        elif "event" not in event:
+        elif event["event"] == "done":
             return event
     raise AssertionError
 
