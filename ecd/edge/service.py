@@ -261,22 +261,26 @@ class EdgeService:
                     self._open(answer)
 
     async def tend_forever(self) -> None:
-        """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
+        """Sees to answers now and then."""
         while True:
             await asyncio.sleep(0.25 if self.answers else 1.0)
-            now = monotonic()
-            for answer in list(self.answers.values()):
-                if answer.generation.phase is not Phase.WAITING:
-                    continue
-                if self.uplinks.refused:
-                    self._end(answer, LinkError(self.uplinks.refused))
-                elif now - answer.waiting_since > self._link_wait_s:
-                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.why_none}"
-                    self._end(answer, LinkError(reason))
-                else:
-                    self._open(answer)
-                    self._degrade(answer, now)
-            self._move_on()
+            self.tend()
+
+    def tend(self) -> None:
+        """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
+        now = monotonic()
+        for answer in list(self.answers.values()):
+            if answer.generation.phase is not Phase.WAITING:
+                continue
+            if self.uplinks.refused:
+                self._end(answer, LinkError(self.uplinks.refused))
+            elif now - answer.waiting_since > self._link_wait_s:
+                reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.why_none}"
+                self._end(answer, LinkError(reason))
+            else:
+                self._open(answer)
+                self._degrade(answer, now)
+        self._move_on()
 
     def _degrade(self, answer: Answer, now: float) -> None:
         """An answer that no cloud takes goes on from the draft model's own tokens, if it may and can."""

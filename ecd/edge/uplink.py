@@ -46,8 +46,8 @@ class Backoff:
 class Uplink:
     """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
 
-    `key` tells uplinks apart. `link` is the connected link or None. `refused` says why the cloud will not have
-    this edge, or why it is left out, None while neither is so.
+    `key` tells uplinks apart. `link` is the connected link or None. `refused` says why the cloud will not
+    have this edge, or why it is left out, None while neither is so.
     """
 
     def __init__(
