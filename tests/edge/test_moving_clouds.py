@@ -1,4 +1,4 @@
-"""Answers of an edge whose clouds come, go, drain, fall silent and turn them away at random: one text, whole."""
+"""Clouds that come, go, drain, fall silent and turn answers away at random: each answer is one text, whole."""
 
 import asyncio
 import random
@@ -38,10 +38,12 @@ class Clouds:
     uplinks: Uplinks
     rng: random.Random
     streams: dict[Uplink, dict[int, int]] = field(default_factory=dict)
+    links: list[MadeUpLink] = field(default_factory=list)
 
     def connect(self, uplink: Uplink) -> None:
         if uplink.link is None:
-            connect(self.uplinks, uplink, MadeUpLink())
+            self.links.append(MadeUpLink())
+            connect(self.uplinks, uplink, self.links[-1])
             self.streams[uplink] = {}
 
     def die(self, uplink: Uplink) -> None:
@@ -129,9 +131,12 @@ async def test_whatever_becomes_of_clouds_each_answer_is_shown_whole_and_once(se
         clouds.die(uplink)
         clouds.connect(uplink)
     service.tend()
-    while service.answers:
+    for _ in range(MAX_TOKENS):
         for uplink in uplinks:
             clouds.say(uplink)
+    assert not any(link.closed for link in clouds.links), (
+        "no cloud is blamed for what it says to one who left"
+    )
     assert resumed > ANSWERS, "they did move"
     for answer in answers:
         ids, others = shown(answer)
