@@ -1,4 +1,4 @@
-"""Clouds that come, go, drain, fall silent and turn answers away at random: each answer is one text, whole."""
+"""Clouds that come, go, drain, fall silent and turn answers away at random: every answer comes whole."""
 
 import asyncio
 import random
