@@ -10,6 +10,7 @@ import click
 from ecd import __version__
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.errors import BadRequest
+from ecd.lab.calibrate import calibrate
 from ecd.lab.plan import plan
 from ecd.models.cli import model_names, models
 from ecd.options import (
@@ -20,6 +21,7 @@ from ecd.options import (
     output_options,
     parse_bias,
     prompt_text,
+    rule_option,
     run_program,
     sampling_options,
     template_option,
@@ -61,12 +63,14 @@ def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
     `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
-    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    `plan` and `bench` tell what drafting gives, `calibrate` how sure a draft may be. `ecdctl` talks to a
+    running daemon.
     """
 
 
 cli.add_command(models)
 cli.add_command(plan)
+cli.add_command(calibrate)
 cli.add_command(completion)
 
 _config = click.option(
@@ -135,6 +139,11 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
     type=click.Choice(["latency", "balanced", "cost"]),
     help="What to pace for: speed, or few target forwards.  [default: balanced]",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "confident", "edge-only", "cloud-only"]),
+    help="Who chooses the tokens of requests that do not say.  [default: exact]",
+)
 @click.option("--ahead-tokens", type=int, help="Draft at most so far ahead.  [default: as far as pays]")
 @click.option(
     "--lookup/--no-lookup", default=None, help="Hint text copied from prompt and answer.  [default: on]"
@@ -180,6 +189,7 @@ def edge(file: Path | None, check: bool, **flags: Any) -> None:
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of the engine.")
 @sampling_options
+@rule_option
 @template_option
 @output_options
 def oracle(

@@ -65,6 +65,10 @@ Address = Annotated[str, AfterValidator(_address)]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
+# A confidence from which on the edge commits by itself, the agreement that one is found for, and a share.
+Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"]
+Agreement = Annotated[float, Field(ge=0.5, le=0.999)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -202,14 +206,46 @@ class CloudAddress(BaseModel):
         return {"address": given} if isinstance(given, str) else given
 
 
+PureStrategy = Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin"]
+
+
+class ConfidenceConfig(BaseModel):
+    """How sure a guess of the draft model is said to be; docs/CONFIDENCE.md has the formulas.
+
+    `temperature` is for the strategy of that name, `top_k` for `top_k_agg`, `weights` for `ensemble`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    strategy: Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin", "ensemble", "none"] = (
+        "max_prob"
+    )
+    temperature: float = Field(default=1.0, gt=0.01, le=100)
+    top_k: int = Field(default=5, ge=1, le=1000)
+    weights: dict[PureStrategy, Annotated[float, Field(ge=0, le=1000)]] = {
+        "max_prob": 1.0,
+        "entropy": 1.0,
+        "margin": 1.0,
+    }
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConfidenceConfig":
+        if not sum(self.weights.values()) > 0:
+            raise ValueError("weights: one of them must be above 0")
+        return self
+
+
 class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
     `cloud` is the one cloud, or there are `clouds`: a list, or a name whose addresses they have.
-    `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
-    controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
-    guesses. `link_loss`: what an answer does that no cloud takes: it fails after `link_wait_s`, goes on from
-    the draft after `link_grace_s`, or fails at once. `http`: null or false for none.
+    `context_tokens` is per session. `mode`, `threshold` (from which confidence on a token is the edge's to
+    commit), `target_agreement` (what an adaptive one is found for) and `audit_share` (of the edge's tokens,
+    how many the cloud compares with its own) hold for requests that do not say. `ahead_tokens`, `patience_ms`
+    and `hint_tokens` fix what the pacing controller decides otherwise. `lookup`: whether text is copied from
+    prompt and answer, besides the model's guesses. `link_loss`: what an answer does that no cloud takes: it
+    fails after `link_wait_s`, goes on from the draft after `link_grace_s`, or fails at once. `http`: null or
+    false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -221,6 +257,11 @@ class EdgeConfig(Daemon):
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
+    mode: Literal["exact", "confident", "edge-only", "cloud-only"] = "exact"
+    threshold: Threshold = "adaptive"
+    target_agreement: Agreement = 0.95
+    audit_share: Share = 0.2
+    confidence: ConfidenceConfig = ConfidenceConfig()
     objective: Literal["latency", "balanced", "cost"] = "balanced"
     ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
     patience_ms: PatienceMs | Literal["rounds"] | None = None

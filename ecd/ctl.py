@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from ecd import __version__
 from ecd.client import BlockingClient
@@ -21,6 +22,7 @@ from ecd.options import (
     EXIT_ERROR,
     EXIT_STATUS,
     HELP_WIDTH,
+    mode_options,
     output_options,
     pacing_options,
     prompt_text,
@@ -52,6 +54,7 @@ Examples:
   ecdctl chat                              a conversation
   ecdctl batch prompts.jsonl               a file of prompts; resumes
   ecdctl top                               what the edge does now
+  ecdctl set mode=confident                who chooses the tokens
   ecdctl --socket /run/ecd/cloud.sock top  what the cloud does now
 
 {EXIT_STATUS}
@@ -89,6 +92,7 @@ cli.add_command(completion)
 @cli.command()
 @click.argument("prompt")
 @sampling_options
+@mode_options
 @template_option
 @output_options
 @_color
@@ -126,6 +130,7 @@ def run(socket: Path, /, prompt: str, as_json: bool, color: bool, **options: Any
 
 @cli.command()
 @sampling_options
+@mode_options
 @_color
 @pacing_options
 @click.pass_obj
@@ -162,6 +167,7 @@ def chat(socket: Path, /, color: bool, **settings: Any) -> None:
     "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Prompts asked at once."
 )
 @sampling_options
+@mode_options
 @template_option
 @pacing_options
 @click.pass_context
@@ -276,6 +282,38 @@ def cancel(socket: Path, session: int, as_json: bool) -> None:
     """
     with BlockingClient(socket) as client:
         _print(client.call("cancel", id=session), as_json)
+
+
+@cli.command("set")
+@click.argument("settings", metavar="NAME=VALUE", nargs=-1, required=True)
+@_json
+@click.pass_obj
+def set_(socket: Path, settings: tuple[str, ...], as_json: bool) -> None:
+    """Change settings of a running edge, for requests that come from here on.
+
+    Names and values as in its file: mode, threshold, target_agreement, audit_share, objective, ahead_tokens,
+    patience_ms, hint_tokens; `null` takes one back to none. All are changed, or none. Prints what holds now.
+    Nothing is written to the file.
+
+    \b
+    Examples:
+      ecdctl set mode=confident target_agreement=0.97
+      ecdctl set mode=exact patience_ms=null
+    """
+    changes = dict(map(_setting, settings))
+    with BlockingClient(socket) as client:
+        _print(client.call("set", settings=changes), as_json)
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    name, equals, text = given.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise click.UsageError(f"{given!r}: the value is not YAML") from None
+    if not equals or not isinstance(value, str | int | float | None):
+        raise click.UsageError(f"{given!r} is not NAME=VALUE with a word, a number or null")
+    return name, value
 
 
 @cli.command()

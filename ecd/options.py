@@ -13,6 +13,7 @@ import click
 
 from ecd.errors import EcdError
 from ecd.logprobs import MAX_TOP
+from ecd.sampling import Rule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,6 +38,19 @@ def _with_json(context: click.Context, option: click.Parameter, count: int | Non
     if count is not None and not context.params["as_json"]:
         raise click.UsageError("--logprobs are printed with --json only; give both")
     return count
+
+
+class ThresholdType(click.FloatRange):
+    """A confidence, or the word `adaptive`."""
+
+    name = "threshold"
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number or the word. Fails with click's usage error."""
+        return value if value == "adaptive" else super().convert(value, param, ctx)
 
 
 Option = Callable[[Any], Any]
@@ -70,12 +84,36 @@ _SAMPLING: tuple[Option, ...] = (
         help="The answer is cut after so many.",
     ),
     click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable."),
+)
+
+rule_option = click.option(
+    "--mode",
+    type=click.Choice(["exact", *(rule.value for rule in Rule)]),
+    default="exact",
+    show_default=True,
+    help="exact: greedy at temperature 0, coupled above it.",
+)
+
+_MODE: tuple[Option, ...] = (
     click.option(
         "--mode",
-        type=click.Choice(["exact", "greedy", "coupled", "rejection"]),
-        default="exact",
-        show_default=True,
-        help="exact: greedy at temperature 0, coupled above it.",
+        type=click.Choice(["exact", "confident", "edge-only", "cloud-only", *(rule.value for rule in Rule)]),
+        default=None,
+        help="Who chooses tokens: the target (exact, cloud-only, or a rule by name), the draft where it is "
+        "sure enough (confident), the draft alone.  [default: the edge's]",
+    ),
+    click.option(
+        "--threshold",
+        type=ThresholdType(),
+        default=None,
+        help="How sure is sure enough, 0 to 1; `adaptive` finds it.  [default: the edge's]",
+    ),
+    click.option(
+        "--target-agreement",
+        type=click.FloatRange(0.5, 0.999),
+        default=None,
+        help="Of the draft's tokens, how many the target is to agree with under `adaptive`, 0.5 to 0.999.  "
+        "[default: the edge's]",
     ),
 )
 
@@ -133,6 +171,11 @@ template_option = click.option(
 def sampling_options(command: Command) -> Command:
     """Adds the options that decide the text."""
     return _with(_SAMPLING, command)
+
+
+def mode_options(command: Command) -> Command:
+    """Adds the options that decide who chooses the tokens."""
+    return _with(_MODE, command)
 
 
 def pacing_options(command: Command) -> Command:

@@ -5,7 +5,7 @@ hints come in, token ids go out, and all randomness is a hash of (seed, position
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Any, assert_never
@@ -287,35 +287,43 @@ class Guess:
 MAX_Q_TOKENS = 32
 
 
-def guess(logits: Logits, sampling: Sampling, position: int, tokens: Sequence[int], prompt_len: int) -> Guess:
+def largest_prob(logits: Logits, temperature: float = 1.0) -> float:
+    """The most likely token's probability at this temperature, above 0, whatever the request's settings."""
+    below = logits - logits.max()
+    return float(1 / np.exp(below if temperature == 1 else below / np.float32(temperature)).sum())
+
+
+def guess(
+    logits: Logits,
+    sampling: Sampling,
+    position: int,
+    tokens: Sequence[int],
+    prompt_len: int,
+    confidence: Callable[[Logits], float] = largest_prob,
+) -> Guess:
     """The draft's token at `position`, by the rule that makes the target most likely to agree.
 
     Under the rejection rule the distribution is truncated and quantised first and the token is drawn from
     what is left: the other order would not be lossless. Its runner-up would say something about the draw, so
     there is none.
     """
-    confidence = _largest_prob(logits)
+    sure = confidence(logits)
     if sampling.temperature == 0 and sampling.rule is not Rule.REJECTION:
         x = adjust(logits, sampling, tokens, prompt_len).copy()
         token = int(x.argmax())
         x[token] = -np.inf
-        return Guess(token, confidence, second=int(x.argmax()))
+        return Guess(token, sure, second=int(x.argmax()))
     p = shape(logits, sampling, tokens, prompt_len)
     if sampling.rule is Rule.REJECTION:
         q = quantise(p)
         ids, probs = q.as_arrays()
-        return Guess(race(ids, probs, sampling.seed, position, Noise.DRAFT), confidence, q=q)
+        return Guess(race(ids, probs, sampling.seed, position, Noise.DRAFT), sure, q=q)
     token = race(p.ids, p.probs, sampling.seed, position, Noise.TARGET)
     others = p.ids != token
     second = (
         race(p.ids[others], p.probs[others], sampling.seed, position, Noise.TARGET) if others.any() else None
     )
-    return Guess(token, confidence, second=second)
-
-
-def _largest_prob(logits: Logits) -> float:
-    """The most likely token's probability at temperature 1, whatever the request's settings."""
-    return float(1 / np.exp(logits - logits.max()).sum())
+    return Guess(token, sure, second=second)
 
 
 def quantise(p: Shaped) -> DraftDistribution:

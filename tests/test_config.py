@@ -80,7 +80,10 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: m\nahed_tokens: 3\n", "ahed_tokens is no setting; known here: ahead_tokens, cloud"),
+        (
+            "model: m\nahed_tokens: 3\n",
+            "ahed_tokens is no setting; known here: ahead_tokens, audit_share, cloud",
+        ),
         ("model: m\nkeepalive:\n  ping_interval: 3\n", "keepalive.ping_interval is no setting"),
         ("model: m\nreconnect: {first_ms: 3}\n", "reconnect.first_ms is no setting"),
         ("model: m\nlink_wait_s: 5s\n", "link_wait_s: Input should be a valid number"),
@@ -94,6 +97,15 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("model: m\npatience_ms: soon\n", "patience_ms"),
         ("model: m\nobjective: speed\n", "objective: Input should be 'latency', 'balanced' or 'cost'"),
         ("model: m\nhint_tokens: 0\n", "hint_tokens: Input should be greater than or equal to 1"),
+        ("model: m\nmode: fast\n", "mode: Input should be 'exact', 'confident', 'edge-only' or 'cloud-only'"),
+        ("model: m\nthreshold: 1.5\n", "threshold"),
+        ("model: m\ntarget_agreement: 1\n", "target_agreement: Input should be less than or equal to 0.999"),
+        ("model: m\naudit_share: -0.1\n", "audit_share: Input should be greater than or equal to 0"),
+        ("model: m\nconfidence: {strategy: gut}\n", "confidence.strategy: Input should be 'max_prob'"),
+        (
+            "model: m\nconfidence: {weights: {max_prob: 0}}\n",
+            "confidence: weights: one of them must be above 0",
+        ),
         ("model: m\nahead_tokens: -1\n", "ahead_tokens: Input should be greater than or equal to 0"),
         ("model: m\nlookup: often\n", "lookup: Input should be a valid boolean"),
         ("model: m\ncloud: nowhere\n", "cloud: must be HOST:PORT, for example 127.0.0.1:7040"),

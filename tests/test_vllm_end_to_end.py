@@ -50,7 +50,9 @@ def vllm_edge(folder: Path, vllm_cloud: DaemonProcess) -> Iterator[DaemonProcess
         yield daemon
 
 
-def ask(edge: DaemonProcess, prompt: str, started: Event | None = None, **args: Any) -> dict[str, Any]:
+def ask(
+    edge: DaemonProcess, prompt: str | list[int], started: Event | None = None, **args: Any
+) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with BlockingClient(edge.socket) as client:
         for event in client.stream(prompt, **({"max_tokens": TOKENS} | args)):
@@ -60,7 +62,9 @@ def ask(edge: DaemonProcess, prompt: str, started: Event | None = None, **args: 
     return result
 
 
-def ask_all(edge: DaemonProcess, prompts: Sequence[str] = PROMPTS, **args: Any) -> list[dict[str, Any]]:
+def ask_all(
+    edge: DaemonProcess, prompts: Sequence[str | list[int]] = PROMPTS, **args: Any
+) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
         return list(pool.map(lambda prompt: ask(edge, prompt, **args), prompts))
 
@@ -100,6 +104,22 @@ def test_the_pair_agrees_as_it_does_inside_llama_cpp(
     ):
         inside = rate(edge)
     assert abs(rate(vllm_edge) - inside) < 0.03
+
+
+def test_an_edge_that_commits_takes_turns_with_vllm_and_is_audited_by_it(vllm_edge: DaemonProcess) -> None:
+    confident = {"mode": "confident", "threshold": 0.7, "audit_share": 1.0, "temperature": 0.0}
+    result = ask(vllm_edge, PROMPTS[0], **confident)
+    ids, prompt, stats = result["token_ids"], result["prompt_token_ids"], result["stats"]
+    contexts = [[*prompt, *ids[:count]] for count in range(len(ids))]
+    choices = [each["token_ids"][0] for each in ask_all(vllm_edge, contexts, draft=False, max_tokens=1)]
+    own = [origin == "edge-confident" for origin in result["origins"]]
+    differ = [token != choice for token, choice in zip(ids, choices, strict=True)]
+    assert 0 < sum(own) < len(own)
+    assert sum(wrong for wrong, edges in zip(differ, own, strict=True) if not edges) == 0
+    # Audits that were not back at the end are not in the result.
+    assert sum(own) - 16 <= stats["audited"] <= sum(own)
+    wrong = sum(wrong for wrong, edges in zip(differ, own, strict=True) if edges)
+    assert wrong - 16 <= stats["audited"] - stats["agreed"] <= wrong
 
 
 def test_stats_show_the_engine(vllm_edge: DaemonProcess, vllm_cloud: DaemonProcess) -> None:

@@ -4,11 +4,12 @@ Pure: admission, patience, failures. Time is passed in; how many hints a step ta
 what it computes is the verifier's business.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from ecd.cloud.depth import Depth
-from ecd.cloud.session import Committed, Session
+from ecd.cloud.session import Audited, Committed, Session
 from ecd.cloud.verifier import Capacity, StepResult, Work
 from ecd.errors import ContextOverflow, EcdError, Overloaded
 
@@ -27,6 +28,8 @@ class Totals:
     batch_sessions: int = 0
     sessions: int = 0
     failed: int = 0
+    audited: int = 0
+    agreed: int = 0
     dropped_hints: int = 0
     invalid_hints: int = 0
     alternates_used: int = 0
@@ -34,9 +37,10 @@ class Totals:
 
 @dataclass(slots=True)
 class Batcher:
-    """All sessions of one engine, running or queued, by key, oldest first.
+    """All sessions of one engine, by key, oldest first: running, queued, or parked.
 
-    `max_verify`: most hints verified per session and step. `max_queue`: sessions that may wait for room.
+    One is parked when it is its edge's turn and another waits for its place; it waits again when it is its
+    own. `max_verify`: most hints verified per session and step. `max_queue`: sessions that may wait for room.
     """
 
     capacity: Capacity
@@ -45,6 +49,7 @@ class Batcher:
     totals: Totals = field(default_factory=Totals)
     running: dict[int, Session] = field(default_factory=dict)
     queue: OrderedDict[int, Session] = field(default_factory=OrderedDict)
+    parked: dict[int, Session] = field(default_factory=dict)
     depth: Depth = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,13 +73,20 @@ class Batcher:
         self._admit()
 
     def get(self, key: int) -> Session | None:
-        """The session, running or queued."""
-        return self.running.get(key) or self.queue.get(key)
+        """The session, wherever it is."""
+        return self.running.get(key) or self.queue.get(key) or self.parked.get(key)
+
+    def state(self, key: int) -> str:
+        """Of a session, as `sessions` shows it: `running`, `queued`, or `held` in its edge's turn."""
+        session = self.running.get(key)
+        if key in self.parked or (session is not None and session.idle):
+            return "held"
+        return "queued" if session is None else "running"
 
     def remove(self, key: int) -> bool:
         """Forgets a session; whether it was running, so that the verifier must forget it too."""
         session = self.running.pop(key, None)
-        gone = session or self.queue.pop(key, None)
+        gone = session or self.queue.pop(key, None) or self.parked.pop(key, None)
         if gone is not None:
             self.totals.dropped_hints += gone.board.dropped
             self.totals.invalid_hints += gone.invalid_hints
@@ -93,17 +105,37 @@ class Batcher:
         ends = now + self.depth.cost.seconds(len(self.running))
         ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= ends]
         counts = self.depth.choose([s.hinted(self.max_verify) for _, s in ready])
-        return [
-            Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count), s.logprobs)
-            for (key, s), count in zip(ready, counts, strict=True)
-        ]
+        work = []
+        for (key, s), count in zip(ready, counts, strict=True):
+            tokens, hints = s.begin(count, self.max_verify)
+            work.append(Work(key, tokens, s.prompt_len, s.sampling, hints, s.logprobs))
+        return work
+
+    def park(self) -> list[int]:
+        """Gives the places of idle sessions to those that wait; which ones the verifier is to forget.
+
+        Between two steps, before the next is planned.
+        """
+        for key in [key for key, session in self.parked.items() if not session.idle]:
+            self.queue[key] = self.parked.pop(key)
+        self._admit()
+        left: list[int] = []
+        while self.queue and (idle := [key for key, session in self.running.items() if session.idle]):
+            self.parked[idle[0]] = self.running.pop(idle[0])
+            left.append(idle[0])
+            self._admit()
+        return left
 
     def next_timer(self) -> float | None:
-        """When the first running session may go on; None when none runs."""
-        return min((s.ready_at() for s in self.running.values()), default=None)
+        """When the first running session may go on; None when none will by itself."""
+        first = min((s.ready_at() for s in self.running.values()), default=math.inf)
+        return None if first == math.inf else first
 
-    def apply(self, result: StepResult, step_s: float, now: float) -> list[tuple[int, Committed | EcdError]]:
-        """What each session of a step committed, or why it ended; those removed meanwhile are skipped.
+    def apply(
+        self, result: StepResult, step_s: float, now: float
+    ) -> list[tuple[int, Committed | Audited | EcdError]]:
+        """What each session of a step committed or compared, or why it ended; those removed meanwhile are
+        skipped. One that ended comes no more.
 
         `step_s`: how long the step took.
         """
@@ -114,18 +146,23 @@ class Batcher:
         self.totals.steps += 1
         self.totals.batch_tokens += result.batch_tokens
         self.totals.batch_sessions += result.batch_sessions
-        outcome: list[tuple[int, Committed | EcdError]] = []
+        outcome: list[tuple[int, Committed | Audited | EcdError]] = []
         for key, judged in result.judged.items():
             session = self.running.get(key)
             if session is None:
                 continue
-            committed = session.commit(judged.verdict, judged.verified, now, judged.logprobs)
             self.totals.forwards += 1
             self.totals.forwards_without_hints += not judged.verified
-            self.totals.committed += len(committed.ids)
-            self.totals.verified += judged.verified
-            self.totals.accepted += committed.accepted
-            outcome.append((key, committed))
+            for each in session.judged(judged.verdict, judged.verified, now, judged.logprobs):
+                match each:
+                    case Committed():
+                        self.totals.committed += len(each.ids)
+                        self.totals.verified += each.verified
+                        self.totals.accepted += each.accepted
+                    case Audited():
+                        self.totals.audited += len(each.agreed)
+                        self.totals.agreed += sum(each.agreed)
+                outcome.append((key, each))
         for key, error in result.failed.items():
             if key in self.running:
                 self.totals.failed += 1

@@ -111,7 +111,7 @@ class LlamaVerifier:
     def _segment(self, item: Work) -> Segment:
         """The session's next piece; hints follow where it is the one token that was committed last."""
         sequence = self._sequences[item.key]
-        start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+        start, end = next_piece(_cached(sequence, item), item.prompt_len, len(item.tokens))
         hints = item.hints if end - start == 1 else ()
         tokens = [*item.tokens[start:end], *(hint.token for hint in hints)]
         return Segment(sequence.number, start, tokens, len(hints) + 1 if end == len(item.tokens) else 0)
@@ -121,7 +121,7 @@ class LlamaVerifier:
         total = 0
         for item in work:
             sequence = self._sequences[item.key]
-            start, end = next_piece(sequence.cached, item.prompt_len, len(item.tokens))
+            start, end = next_piece(_cached(sequence, item), item.prompt_len, len(item.tokens))
             if start >= item.prompt_len:
                 end = start + 1
             last = end == len(item.tokens)
@@ -153,3 +153,11 @@ class LlamaVerifier:
             logprobs = verdict_logprobs(judging, verdict.tokens, item.logprobs)
             judged[item.key] = Judged(verdict, min(len(item.hints), accepted + 1), logprobs)
         return StepResult(judged, {}, total, len(work), one_pass=False)
+
+
+def _cached(sequence: _Sequence, item: Work) -> int:
+    """Tokens that need not be evaluated: never the last one, whose logits were not kept.
+
+    All are in the cache when the verdict behind them was not the session's to commit.
+    """
+    return min(sequence.cached, len(item.tokens) - 1)

@@ -14,10 +14,10 @@ from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from ecd.cloud.batcher import Batcher
-from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.session import Audited, Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
+from ecd.errors import BadRequest, Code, EcdError, EngineError, EngineLost, UnknownPrefix
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -29,7 +29,18 @@ from ecd.wire.connection import (
     readable,
 )
 from ecd.wire.link import Link
-from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, Reset, Tokens
+from ecd.wire.messages import (
+    Audit,
+    Commit,
+    Credit,
+    Draft,
+    Finish,
+    Kv,
+    Message,
+    Open,
+    Reset,
+    Tokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +114,7 @@ class CloudService:
         """
         untold: list[tuple[Link, Message]] = []
         while True:
+            self._to_forget += self._batcher.park()
             work = self._batcher.plan(monotonic())
             if not work and not self._to_forget:
                 self._busy_until = None
@@ -198,7 +210,7 @@ class CloudService:
             {
                 "id": key,
                 "peer": self._by_key[key][0].peername,
-                "state": "running" if key in self._batcher.running else "queued",
+                "state": self._batcher.state(key),
                 "prompt_tokens": s.prompt_len,
                 "completion_tokens": len(s.tokens) - s.prompt_len,
                 "forwards": s.forwards,
@@ -221,8 +233,11 @@ class CloudService:
         for key, outcome in self._batcher.apply(result, end - start, monotonic()):
             link, stream = self._by_key[key]
             said.append((link, _message_of(stream, outcome, end - start)))
-            if isinstance(outcome, EcdError) or outcome.finish is not Finish.NONE:
-                self._forget(key)
+            match outcome:
+                case EcdError():
+                    self._forget(key)
+                case Committed() if outcome.finish is not Finish.NONE:
+                    self._forget(key)
         return said
 
     def _tell(self, said: list[tuple[Link, Message]]) -> None:
@@ -283,7 +298,9 @@ class CloudService:
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
                     self._forget(key)
 
-    def _on_message(self, link: Link, message: Open | Draft | Tokens | Commit | Kv | Credit | Reset) -> None:
+    def _on_message(
+        self, link: Link, message: Open | Draft | Tokens | Commit | Audit | Kv | Credit | Reset
+    ) -> None:
         key = self._by_address.get((link, message.stream))
         match message:
             case Open():
@@ -292,16 +309,27 @@ class CloudService:
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     session.hint(message)
                     self._changed.set()
-            case Commit() | Kv():
-                # WELCOME does not offer the features that these belong to.
-                link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no COMMIT or KV frames"))
+            case Commit():
+                if key is not None and (session := self._batcher.get(key)) is not None:
+                    self._take(link, key, session, message)
+            case Kv():
+                # WELCOME does not offer the feature that it belongs to.
+                link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no KV frames"))
                 if key is not None:
                     self._forget(key)
             case Reset():
                 if key is not None:
                     self._forget(key)
-            case Credit() | Tokens():
+            case Credit() | Tokens() | Audit():
                 pass
+
+    def _take(self, link: Link, key: int, session: Session, commit: Commit) -> None:
+        try:
+            session.take(commit)
+        except BadRequest as e:
+            link.send(Reset(commit.stream, e.code, str(e)))
+            self._forget(key)
+        self._changed.set()
 
     def _open(self, link: Link, message: Open) -> None:
         try:
@@ -319,7 +347,7 @@ class CloudService:
         self._changed.set()
 
 
-def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Message:
+def _message_of(stream: int, outcome: Committed | Audited | EcdError, step_s: float) -> Message:
     """What the edge is told of its session's part in a step that took `step_s`."""
     match outcome:
         case Committed():
@@ -334,5 +362,7 @@ def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Me
                 outcome.finish,
                 outcome.logprobs,
             )
+        case Audited():
+            return Audit(stream, outcome.base, bytes(outcome.agreed), outcome.forwards)
         case EcdError():
             return Reset(stream, outcome.code, str(outcome))

@@ -3,16 +3,19 @@
 Pure. Time is passed in; it does not know engines, frames or other sessions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import assert_never
 
 from ecd.cloud.board import MAX_ALTERNATES, Board
 from ecd.cloud.depth import Calibration, Hinted
+from ecd.cloud.turn import Turn
 from ecd.errors import BadRequest
 from ecd.logprobs import TokenLogprobs, check_top
 from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
-from ecd.wire.messages import Alternate, Draft, Finish, Open, Pace
+from ecd.wire.messages import Alternate, Commit, Draft, Finish, Open, Pace
 
 # Even strict rounds give up on an edge that never answers, and decode one token without it.
 MAX_PATIENCE_S = 30.0
@@ -45,12 +48,32 @@ class Committed:
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Which of the edge's tokens from `base` on the target would have chosen too.
+
+    `forwards`: 1 if the forward that told committed nothing, else 0.
+    """
+
+    base: int
+    agreed: tuple[bool, ...]
+    forwards: int
+
+
+class Step(Enum):
+    """What a forward of a session is for: OWN tokens, an AUDIT of the edge's, READING the text ahead."""
+
+    OWN = auto()
+    AUDIT = auto()
+    READING = auto()
+
+
 @dataclass(slots=True)
 class Session:
     """State of one session. `tokens` is prompt and answer; `waiting_since` is the time of its last step.
 
     `in_step`: confidences of the hints that its step, under way or last, looks at. `text` is followed only
-    for its stop strings, so there is none without them.
+    for its stop strings, so there is none without them. `step`: what the step under way, or the last, is for.
     """
 
     prompt_len: int
@@ -63,8 +86,11 @@ class Session:
     vocabulary: Vocabulary
     waiting_since: float
     logprobs: int | None = None
+    turn: Turn = field(default_factory=Turn)
     calibration: Calibration = field(default_factory=Calibration)
     in_step: list[float] = field(default_factory=list)
+    step: Step = Step.OWN
+    read: bool = False
     decoding: bool = False
     invalid_hints: int = 0
     forwards: int = 0
@@ -87,6 +113,12 @@ class Session:
         check_top(request.logprobs)
         sampling = Sampling.from_map(request.sampling)
         sampling.check_vocabulary(vocabulary.size)
+        if request.limit is not None and sampling.rule is Rule.REJECTION:
+            raise BadRequest("rule rejection: the edge cannot commit tokens under it; leave out the limit")
+        if request.limit is not None and request.logprobs is not None:
+            raise BadRequest(
+                "logprobs: there are none of the tokens that the edge commits; leave out the limit"
+            )
         text = TextStream(request.stop) if request.stop else None
         if text is not None:
             for token in request.committed:
@@ -102,17 +134,44 @@ class Session:
             vocabulary=vocabulary,
             waiting_since=now,
             logprobs=request.logprobs,
+            turn=Turn(request.limit),
         )
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be committed."""
-        return self.prompt_len + self.max_tokens - len(self.tokens)
+        """Tokens that the cloud may still commit."""
+        return self.turn.left(len(self.tokens), self._end)
+
+    @property
+    def _end(self) -> int:
+        return self.prompt_len + self.max_tokens
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is the edge's turn, and nothing is to be done meanwhile."""
+        return not self.remaining and self.read and not self.turn.audits
 
     @property
     def strict(self) -> bool:
         """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
         return self.pace.patience_us > MAX_PATIENCE_S * 1e6
+
+    def take(self, commit: Commit) -> None:
+        """Takes a COMMIT. Raises BadRequest for one that is not in order; nothing of it has been taken then.
+
+        Tokens come in the edge's turn only, and then no step works on the list of tokens itself.
+        """
+        ids = commit.ids
+        self.turn.check(len(self.tokens), commit.base, len(ids), commit.limit, commit.audit)
+        if ids and max(ids) >= self.vocabulary.size:
+            raise BadRequest(f"token id {max(ids)} is not in the vocabulary of {self.vocabulary.size}")
+        if len(self.tokens) + len(ids) > self._end:
+            raise BadRequest(f"COMMIT goes beyond max_tokens {self.max_tokens}")
+        for token in ids:
+            self.tokens.append(token)
+            self._stops_at(token)
+        self.board.advance(ids)
+        self.turn.move(len(self.tokens), commit.limit, commit.audit)
 
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
@@ -166,7 +225,11 @@ class Session:
         return [a for a in alternates if 1 < len(a.ids) <= longest and max(a.ids) < size]
 
     def ready_at(self) -> float:
-        """From when on it may take its next step; a past time or -inf when at once."""
+        """From when on it may take its next step: -inf or a past time for at once, inf in the edge's turn."""
+        if self.idle:
+            return float("inf")
+        if self._next_step() is not Step.OWN:
+            return float("-inf")
         patience_us, gather = self.pace
         hints_may_come = self.decoding and patience_us > 0 and self.remaining > 1 and not self.board.exhausted
         if not hints_may_come or len(self.board.line) >= min(
@@ -181,14 +244,75 @@ class Session:
         No more than could be committed beside the target's own token, and none before the prompt has been
         read.
         """
-        hints = self.board.take(min(at_most, self.remaining - 1)) if self.decoding else []
+        takes = self.decoding and self._next_step() is Step.OWN
+        hints = self.board.take(min(at_most, self.remaining - 1)) if takes else []
         return Hinted(self.calibration.chances([hint.confidence for hint in hints]), self.strict)
 
+    def begin(self, count: int, max_verify: int) -> tuple[Sequence[int], list[Hint]]:
+        """Tokens and hints for the forward that begins now: so many of the board's in an own one.
+
+        The edge's tokens are compared as if they were hints, at most `max_verify` at a time: those that agree
+        are read for good, and behind the last of them the target tells its own choice. Where that is for the
+        cloud to commit, the audit has cost no forward.
+        """
+        self.step = self._next_step()
+        match self.step:
+            case Step.OWN:
+                return self.tokens, self.take_hints(count)
+            case Step.AUDIT:
+                first, end = self.turn.audits[0]
+                goes_on = end == len(self.tokens) and self.remaining > 0
+                last = min(first + max_verify, end if goes_on else end - 1)
+                return self.tokens[:first], [Hint(token) for token in self.tokens[first:last]]
+            case Step.READING:
+                return self.tokens[:], []
+            case unreachable:
+                assert_never(unreachable)
+
     def take_hints(self, count: int) -> list[Hint]:
-        """Hints for the forward that begins now."""
+        """Hints of the board for the forward that begins now."""
         hints = self.board.take(count)
         self.in_step = [hint.confidence for hint in hints]
         return hints
+
+    def _next_step(self) -> Step:
+        if self.turn.audits:
+            return Step.AUDIT
+        return Step.OWN if self.remaining else Step.READING
+
+    def judged(
+        self,
+        verdict: Verdict,
+        verified: int,
+        now: float,
+        logprobs: tuple[TokenLogprobs, ...] | None = None,
+    ) -> list[Committed | Audited]:
+        """What came of the forward that `begin` began."""
+        self.read = True
+        match self.step:
+            case Step.OWN:
+                return [self.commit(verdict, verified, now, logprobs)]
+            case Step.AUDIT:
+                return self._audited(verdict, now)
+            case Step.READING:
+                # What the target would have said is the edge's to say.
+                self.forwards += 1
+                return []
+            case unreachable:
+                assert_never(unreachable)
+
+    def _audited(self, verdict: Verdict, now: float) -> list[Committed | Audited]:
+        first, end = self.turn.audits[0]
+        position = first + verdict.accepted
+        agreed = (True,) * verdict.accepted
+        if position == end:
+            self.turn.audited(end)
+            self.in_step = []
+            return [Audited(first, agreed, 0), self.commit(Verdict(verdict.tokens[-1:], 0), 0, now)]
+        self.turn.audited(position + 1)
+        self.forwards += 1
+        own = verdict.tokens[verdict.accepted]
+        return [Audited(first, (*agreed, own == self.tokens[position]), 1)]
 
     def commit(
         self,
@@ -204,7 +328,7 @@ class Session:
             self.tokens.append(token)
             if token in self.vocabulary.end_of_generation or self._stops_at(token):
                 finish = Finish.STOP
-            elif not self.remaining:
+            elif len(self.tokens) == self._end:
                 finish = Finish.LENGTH
             if finish is not Finish.NONE:
                 break

@@ -267,7 +267,7 @@ class VllmVerifier:
     def _request_of(self, engine: _Engine, item: Work) -> Request:
         """The session's request, a new one when it is not known or its text has grown elsewhere."""
         request = engine.requests.get(item.key)
-        if request is not None and request.num_tokens == len(item.tokens):
+        if request is not None and request.num_tokens == len(item.tokens) and _ends_alike(request, item):
             return request
         if request is not None:
             engine.core.abort_requests([request.request_id])
@@ -302,6 +302,11 @@ class VllmVerifier:
             engine.core.shutdown()
         except Exception:
             log.exception("vLLM did not shut down cleanly")
+
+
+def _ends_alike(request: Request, item: Work) -> bool:
+    """Whether vLLM goes on from the session's own last token: a verdict is not always what is committed."""
+    return bool(request.all_token_ids[-1] == item.tokens[-1])
 
 
 def _logprobs(output: EngineCoreOutput, most: int | None) -> tuple[TokenLogprobs, ...] | None:

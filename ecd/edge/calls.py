@@ -11,7 +11,7 @@ from ecd.edge.answer import Chunk
 from ecd.edge.answering import answering, arrivals
 from ecd.edge.pacing_stats import state
 from ecd.edge.results import check_result_fits, logprobs_entry, result_of
-from ecd.edge.run_args import PaceSettings, parse_run, request_of
+from ecd.edge.run_args import AnswerSettings, parse_run, request_of
 from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import BadRequest
@@ -26,7 +26,7 @@ class EdgeCalls:
         self,
         service: EdgeService,
         tokenizer: Tokenizer,
-        settings: PaceSettings,
+        settings: AnswerSettings,
         *,
         model_name: str,
         on_drained: Callable[[], None],
@@ -45,6 +45,7 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
+            "set": self.set,
             "drain": self.drain,
         }
 
@@ -118,6 +119,15 @@ class EdgeCalls:
             raise BadRequest("cancel needs the session's number as `id`")
         self._service.cancel(number)
         return {"cancelled": number}
+
+    async def set(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+        """Changes settings for requests from here on, all of the given or none; tells what holds now."""
+        match args:
+            case {"settings": dict(given)} if len(args) == 1:
+                self._settings.change(given)
+                return self._settings.model_dump(mode="json")
+            case _:
+                raise BadRequest("set needs `settings`, a map of values by name")
 
     async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from ecd.logprobs import TokenLogprobs
-from ecd.wire.messages import Draft, Finish, Open, Origin
+from ecd.wire.messages import Commit, Draft, Finish, Open, Origin, Reset
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
     """A frame for the cloud."""
 
-    message: Open | Draft
+    message: Open | Draft | Commit | Reset
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from ecd.edge.ending import Ending
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
+from ecd.edge.turns import Turns, positions_given
 from ecd.errors import ProtocolError
 from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess, Rule
-from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
+from ecd.wire.messages import Alternate, Audit, Draft, Finish, HintWeights, Open, Origin, Tokens
 from ecd.wire.messages import Pace as WirePace
 
 # Guesses over which the share of copied ones is told, and how many of the model's it begins with.
@@ -32,10 +33,11 @@ AT_ONCE = 6
 
 
 class Phase(Enum):
-    """WAITING for a connection, alone if the draft's tokens are to do, STREAMING from the cloud, FINISHED."""
+    """WAITING for a connection, STREAMING from the cloud, ALONE for good without one, FINISHED."""
 
     WAITING = auto()
     STREAMING = auto()
+    ALONE = auto()
     FINISHED = auto()
 
 
@@ -43,12 +45,14 @@ class Phase(Enum):
 class Generation:
     """State of one answer. `acceptance` is shared by all answers of the edge.
 
-    `alone` is there while the answer goes on without a cloud.
+    `turns` is there when the edge commits tokens too, `alone` while no cloud takes the answer and the draft
+    goes on by itself.
     """
 
     request: Request
     acceptance: Acceptance
     pacer: Pacer
+    turns: Turns | None = None
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -97,13 +101,25 @@ class Generation:
     # -- the link
 
     def open(
-        self, stream: int, max_ahead: int, *, alternates: bool, conditions: Conditions | None, now: float
+        self,
+        stream: int,
+        max_ahead: int,
+        *,
+        alternates: bool,
+        conditions: Conditions | None,
+        now: float,
+        commits: bool = True,
     ) -> list[Command]:
         """`stream` on a new connection is this generation's: starts, or goes on from what is committed.
 
-        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those.
+        `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those, `commits` whether
+        it takes tokens that the edge commits; to one that does not, the rest of the text is left.
         """
         self._conditions, self.alone = conditions, None
+        if not commits:
+            self.turns = None
+        if self.turns is not None:
+            self.turns.opened(len(self.tokens))
         request = self.request
         self.tally.resumed += self.stream != 0
         self.phase, self.stream, self._last_tokens_at = Phase.STREAMING, stream, now
@@ -133,8 +149,9 @@ class Generation:
             request.stop,
             self._told,
             request.logprobs,
+            None if self.turns is None else self.turns.limit,
         )
-        return [Send(opening), *self._send_hints()]
+        return [Send(opening), *self._own_turn(), *self._send_hints()]
 
     def lost(self) -> None:
         """The stream is gone, nothing else is."""
@@ -151,6 +168,8 @@ class Generation:
             )
         if not as_asked(message.logprobs, len(message.ids), self.request.logprobs):
             raise ProtocolError(f"TOKENS at {message.base} do not carry the logprobs that were asked for")
+        if self.turns is not None:
+            self.turns.heard(len(self.tokens), message.ids)
         origins = tuple(
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
@@ -178,7 +197,56 @@ class Generation:
         self._set_pace()
         # After a switch the cloud has nothing to go on with, if the alternate came too late.
         switched, self._switched = self._switched, False
-        return self._send_hints() if switched else self._send_or_wait(now)
+        own = self._own_turn()
+        return [*own, *(self._send_hints() if switched else self._send_or_wait(now))]
+
+    # -- tokens of the edge's own
+
+    @property
+    def _is_own_turn(self) -> bool:
+        return self.turns is not None and self.turns.is_edges(len(self.tokens))
+
+    @property
+    def _takes_hints(self) -> bool:
+        """Whether the cloud may commit a token beside its own next one."""
+        return self.turns is None or self.turns.limit > len(self.tokens) + 1
+
+    def _own_turn(self) -> list[Command]:
+        """In the edge's turn, commits guesses that are sure enough; at one that is not, the cloud goes on."""
+        turns = self.turns
+        if turns is None or self.phase is Phase.FINISHED:
+            return []
+        ids, finish = turns.commit(self.tokens, self.lines)
+        if ids:
+            # Where they differ from its hints, the cloud forgets it too.
+            self._told_exhausted = False
+        origins = (Origin.EDGE_CONFIDENT,) * len(ids)
+        self.origins.extend(origins)
+        commands: list[Command] = [Emit(ids, origins)] if ids else []
+        streaming = self.phase is Phase.STREAMING
+        if finish is not Finish.NONE:
+            self.phase = Phase.FINISHED
+            last = turns.leave(self.stream, self.tokens) if streaming else ()
+            return [*commands, *map(Send, last), Finished(finish)]
+        if streaming:
+            objective = self.request.objective
+            given = positions_given(self._conditions, objective)
+            renews = objective is Objective.LATENCY
+            commands += map(Send, turns.tell(self.stream, self.tokens, self.lines, given, renews=renews))
+        return commands
+
+    def audited(self, message: Audit) -> list[Command]:
+        """The cloud has compared tokens of the edge; possibly after the end of the answer.
+
+        Raises ProtocolError for what was not asked for.
+        """
+        if self.turns is None or message.stream != self.stream:
+            return []
+        for confidence, agreed in self.turns.audited(message):
+            if self.request.fixed_pace is None:
+                self.acceptance.settle("model", confidence, agreed)
+        self.tally.forwards += message.forwards
+        return [Send(last) for last in self.turns.after_the_end(self.phase is Phase.FINISHED, self.stream)]
 
     # -- without a cloud
 
@@ -290,7 +358,8 @@ class Generation:
 
     def _room_of(self, line: Line) -> int:
         """Guesses that the drafter may add to a line at once."""
-        return self._room_for_copies if line is self.lines.main and self.alone is None else 1
+        own = self._is_own_turn or self.alone is not None
+        return self._room_for_copies if line is self.lines.main and not own else 1
 
     @property
     def _asks_model(self) -> bool:
@@ -314,6 +383,10 @@ class Generation:
         if self.alone is not None:
             self._running = (self.lines.main,)
             return [self._task(self.lines.main, model=True)]
+        if self._is_own_turn:
+            # A guess that is there is not sure enough, and waits for the cloud.
+            self._running = None if self.lines.main.guesses else (self.lines.main,)
+            return [self._task(line, model=True) for line in self._running or ()]
         model = self._asks_model
         alternates = branches - 1 if self._alternates and self.pace.send and self.pace.model else 0
         lines = self.lines.to_extend(
@@ -337,7 +410,7 @@ class Generation:
             request.sampling,
             self._room_of(line),
             model,
-            self.alone is None,
+            not self._is_own_turn and self.alone is None,
         )
 
     def drafted(
@@ -353,7 +426,8 @@ class Generation:
         ]
         if self.alone is not None:
             return self._commit_guesses()
-        return [*(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
+        own = self._own_turn()
+        return [*own, *(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
 
     def _take(self, line: Line, task: DraftTask, guesses: Sequence[Guess]) -> bool:
         """Keeps what still holds; whether the guesses were overtaken by the committed text."""
@@ -379,7 +453,12 @@ class Generation:
         self.lines.clear()
         # A cloud that forked meanwhile takes no hints of this text, and not even their end; a pace it takes.
         self.pace = Pace(0, send=False)
-        return self._send_exhausted() if self.phase is Phase.STREAMING else []
+        commands: list[Command] = []
+        if self.turns is not None:
+            # All that is left is the cloud's.
+            commit = self.turns.frame(self.stream, self.tokens, len(self.tokens) + self._remaining)
+            commands.append(Send(commit))
+        return [*commands, *self._send_exhausted()] if self.phase is Phase.STREAMING else []
 
     # -- frames
 
@@ -393,6 +472,9 @@ class Generation:
 
     def _send_or_wait(self, now: float) -> list[Command]:
         """Sends hints at once where a step might begin without them, else together with those that follow."""
+        if not self._takes_hints:
+            self._flush_at = None
+            return []
         due = self._flush_at is not None and now >= self._flush_at
         if due or self._is_urgent():
             return self._send_hints()
@@ -428,7 +510,7 @@ class Generation:
     def _send_hints(self) -> list[Command]:
         """Everything that is not sent yet, in one frame."""
         self._flush_at = None
-        if self.phase is not Phase.STREAMING or self.slot is None:
+        if self.phase is not Phase.STREAMING or self.slot is None or not self._takes_hints:
             return []
         pace, main, wire_pace = self.pace, self.lines.main, self._wire_pace()
         commands: list[Command] = []
@@ -470,7 +552,7 @@ class Generation:
         """Where hints come too late to tell that the cloud is to wait for them, a token of its own does."""
         wire_pace = self._wire_pace()
         wanted = self.pace.send and wire_pace.patience_us and not self._told.patience_us
-        if self.phase is not Phase.STREAMING or not wanted:
+        if self.phase is not Phase.STREAMING or not wanted or not self._takes_hints:
             return []
         self._told, self._told_exhausted = wire_pace, False
         last = len(self.tokens) - 1

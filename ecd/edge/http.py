@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from ecd.config import EdgeConfig
 from ecd.daemon import Model
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.errors import ConfigError, DaemonError
 
@@ -35,7 +35,7 @@ def serves_http(config: EdgeConfig) -> bool:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    config: EdgeConfig, service: EdgeService, model: Model, settings: PaceSettings
+    config: EdgeConfig, service: EdgeService, model: Model, settings: AnswerSettings
 ) -> AsyncIterator[list[str]]:
     """Serves HTTP, if at all, while the context lasts; gives the URLs. Raises ConfigError, DaemonError."""
     async with contextlib.AsyncExitStack() as stack:

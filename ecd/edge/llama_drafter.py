@@ -6,6 +6,7 @@ Owns which KV cells hold which tokens of which line. Does not know which of them
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ecd.edge.confidence import MAX_PROB, Confidence
 from ecd.edge.drafter import DraftTask
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
@@ -50,10 +51,22 @@ class _Held:
 
 
 class LlamaDrafter:
-    """`Drafter` on a llama.cpp context with `context_tokens` cells for each of `slots` generations."""
+    """`Drafter` on a llama.cpp context with `context_tokens` cells for each of `slots` generations.
 
-    def __init__(self, model: LlamaModel, *, slots: int, context_tokens: int, threads: int):
+    `confidence`: how sure a guess is said to be.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        slots: int,
+        context_tokens: int,
+        threads: int,
+        confidence: Confidence = MAX_PROB,
+    ):
         self.slots = slots
+        self._confidence = confidence
         self.branches = max(1, min(BRANCHES, MAX_SEQUENCES // slots))
         self.slot_tokens = min(context_tokens, model.context_train)
         self._batch_tokens = max(BATCH_TOKENS, slots * self.branches)
@@ -88,7 +101,14 @@ class LlamaDrafter:
             self._held[segment.sequence].put(segment.start, segment.tokens)
             if len(rows):
                 guesses[index] = (
-                    guess(rows[0], task.sampling, len(task.context), task.context, task.prompt_len),
+                    guess(
+                        rows[0],
+                        task.sampling,
+                        len(task.context),
+                        task.context,
+                        task.prompt_len,
+                        self._confidence.of,
+                    ),
                 )
         return guesses
 

@@ -4,19 +4,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ecd.config import EdgeConfig, split_address
+from ecd.config import ConfidenceConfig, EdgeConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.calls import EdgeCalls
 from ecd.edge.combined_drafter import CombinedDrafter
+from ecd.edge.confidence import Confidence, Strategy
 from ecd.edge.drafter import Drafter
 from ecd.edge.http import gateway, serves_http
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import Objective
-from ecd.edge.request import LinkLoss
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff
 from ecd.edge.uplinks import Place, Uplinks
@@ -38,8 +37,15 @@ def load_llama(config: EdgeConfig) -> tuple[Model, Drafter]:
         slots=config.sessions,
         context_tokens=config.context_tokens,
         threads=config.threads,
+        confidence=confidence_of(config.confidence),
     )
     return model, drafter
+
+
+def confidence_of(config: ConfidenceConfig) -> Confidence:
+    """The strategy of the settings."""
+    weights = {Strategy(name): weight for name, weight in config.weights.items()}
+    return Confidence(Strategy(config.strategy), config.temperature, config.top_k, weights)
 
 
 def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Drafter]] = load_llama) -> None:
@@ -71,9 +77,9 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         meter,
         n_vocab=model.n_vocab,
         piece=model.piece,
+        ends=model.eog,
         link_wait_s=config.link_wait_s,
         link_grace_s=config.link_grace_s,
-        ends=model.eog,
     )
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     uplinks = Uplinks(
@@ -84,13 +90,7 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         lambda: service.bound,
     )
     service.attach(uplinks)
-    settings = PaceSettings(
-        Objective(config.objective),
-        config.ahead_tokens,
-        config.patience_ms,
-        config.hint_tokens,
-        LinkLoss(config.link_loss),
-    )
+    settings = AnswerSettings.of(config)
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
         background(service.draft_forever, service.tend_forever, uplinks.keep),

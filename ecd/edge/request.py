@@ -25,9 +25,31 @@ class LinkLoss(StrEnum):
     FAIL = "fail"
 
 
+class Mode(StrEnum):
+    """Who chooses the tokens: the target, the target without hints, the draft model, or each where it is
+    sure.
+
+    EXACT and CLOUD_ONLY give the target's text. CONFIDENT: the edge commits what it is sure enough of, the
+    cloud the rest. EDGE_ONLY: the draft model alone; nothing crosses the link.
+    """
+
+    EXACT = "exact"
+    CONFIDENT = "confident"
+    EDGE_ONLY = "edge-only"
+    CLOUD_ONLY = "cloud-only"
+
+    @property
+    def edge_commits(self) -> bool:
+        """Whether tokens may be committed that the target has not chosen."""
+        return self in (Mode.CONFIDENT, Mode.EDGE_ONLY)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the user asked for, as token ids and settings.
+
+    In mode CONFIDENT guesses of at least `threshold` are committed; None: of the threshold that the edge
+    finds for `target_agreement`. `audit_share` of those are compared with what the target would have said.
 
     `ahead`, `patience_us` and `hint_tokens` (hints gathered into a frame, and waited for by a patient cloud)
     are the pacing controller's to decide where they are None. With patience or hint_tokens given there is no
@@ -42,6 +64,10 @@ class Request:
     max_tokens: int
     stop: tuple[str, ...] = ()
     draft: bool = True
+    mode: Mode = Mode.EXACT
+    threshold: float | None = None
+    target_agreement: float = 0.95
+    audit_share: float = 0.0
     alternates: bool = True
     objective: Objective = Objective.BALANCED
     ahead: int | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ecd.edge.answer import Answer
+from ecd.edge.generation import Generation
 from ecd.edge.pacing_stats import learned
 from ecd.errors import BadRequest
 from ecd.logprobs import TokenLogprobs
@@ -39,6 +40,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
     return {
         "id": answer.id,
         "model": model.get("name"),
+        "mode": request.mode.value,
         "text": answer.text.text,
         "token_ids": list(ids),
         "prompt_token_ids": list(request.prompt),
@@ -77,7 +79,23 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
             "wire_bytes_down": answer.wire_down,
             "rtt_ms": answer.rtt_ms,
             "resumed": tally.resumed,
+            **_shared(answer.generation),
         },
+    }
+
+
+def _shared(generation: Generation) -> dict[str, Any]:
+    """Of an answer that the edge committed tokens to: how often it gave the turn, and what the cloud
+    compared.
+    """
+    turns = generation.turns
+    if turns is None:
+        return {}
+    return {
+        "threshold": turns.threshold,
+        "handovers": turns.handovers,
+        "audited": turns.compared,
+        "agreed": turns.agreed,
     }
 
 

@@ -22,16 +22,28 @@ from ecd.edge.meter import Meter
 from ecd.edge.meters import Meters
 from ecd.edge.pacing import Pacer
 from ecd.edge.reopening import Reopen
-from ecd.edge.request import LinkLoss, Request
+from ecd.edge.request import LinkLoss, Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.edge.threshold import Thresholds
 from ecd.edge.timeline import Timeline
+from ecd.edge.turns import Turns
 from ecd.edge.uplink import Uplink
 from ecd.edge.uplinks import MAX_CONTEXT_TOKENS, Uplinks
-from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.errors import (
+    BadRequest,
+    Code,
+    ContextOverflow,
+    EcdError,
+    EngineError,
+    LinkError,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+)
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
-from ecd.wire.messages import Finish, Reset, Tokens
+from ecd.wire.messages import Audit, Finish, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +56,9 @@ TROUBLED = (Code.BUSY, Code.ENGINE_RESTARTED)
 class EdgeService:
     """All answers of one edge.
 
-    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: the draft
-    model's ids that end a text, until a cloud has told its own. An answer without a cloud fails after
-    link_wait_s, or goes on from the draft after link_grace_s, as its request says.
+    acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: ids that
+    end a text by the draft model's list, for answers that no cloud has a say in. An answer that no cloud
+    takes fails after link_wait_s, or goes on from the draft after link_grace_s, as its request says.
     """
 
     def __init__(
@@ -70,10 +82,12 @@ class EdgeService:
         self.meter = meter
         self._meters: Meters[Uplink] = Meters(meter)
         self.survival = Survival(EDGE_MEMORY)
+        self.thresholds = Thresholds()
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
         self._piece = piece
+        self._ends = ends
         self._link_wait_s = link_wait_s
         self._link_grace_s = link_grace_s
         self._thread = ThreadPoolExecutor(1, "drafter")
@@ -95,35 +109,59 @@ class EdgeService:
     def start(self, request: Request) -> Answer:
         """Begins an answer.
 
-        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest.
+        Raises LinkError while draining, or when the cloud refuses this edge; ContextOverflow, BadRequest;
+        Overloaded when it needs a drafting slot and there is none.
         """
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
-        if self.uplinks.refused:
+        alone = request.mode is Mode.EDGE_ONLY
+        if self.uplinks.refused and not alone:
             raise LinkError(self.uplinks.refused)
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
-        room = self.max_context or MAX_CONTEXT_TOKENS
+        whose = "edge" if alone else "cloud"
+        room = self._drafter.slot_tokens if alone else self.max_context or MAX_CONTEXT_TOKENS
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
-                f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
+                f"{whose}'s context of {room}; shorten one, or raise context_tokens at the {whose}"
             )
+        slot = self._slot_for(request)
         now = monotonic()
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        generation = Generation(request, self.acceptance, pacer)
+        turns = None
+        if slot is not None and request.mode.edge_commits:
+            ends = self._ends if alone else self.cloud_ends
+            turns = Turns.of(request, self.thresholds, self._piece, ends)
+        generation = Generation(request, self.acceptance, pacer, turns)
+        generation.slot = slot
         answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
-        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        if request.draft and request.ahead != 0 and fits and self._free_slots:
-            answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
+        if alone:
+            generation.phase = Phase.ALONE
         self._open(answer)
         self._draft_wanted.set()
         return answer
+
+    def _slot_for(self, request: Request) -> int | None:
+        """A drafting slot, if the answer is to have one and one is free that it fits.
+
+        Raises Overloaded where it cannot do without.
+        """
+        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
+        drafts = request.draft and (request.ahead != 0 or request.mode.edge_commits)
+        if drafts and fits and self._free_slots:
+            return self._free_slots.pop()
+        if request.mode is Mode.EDGE_ONLY:
+            raise Overloaded(
+                f"all {self._drafter.slots} drafting slots are in use, and mode edge-only needs one; "
+                "try again later, or raise sessions at the edge"
+            )
+        return None
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
@@ -173,7 +211,8 @@ class EdgeService:
     @property
     def bound(self) -> bool:
         """Whether an answer has tokens already, which only the model that they are of may go on from."""
-        return any(answer.generation.origins for answer in self.answers.values())
+        generations = [answer.generation for answer in self.answers.values()]
+        return any(g.origins and g.phase is not Phase.ALONE for g in generations)
 
     # -- drafting
 
@@ -218,6 +257,8 @@ class EdgeService:
                 if answer.id in self.answers:
                     self._free(answer)
                     self._perform(answer, answer.generation.stop_drafting())
+                    if answer.generation.phase is Phase.ALONE:
+                        self._end(answer, EngineError(f"the draft model failed: {results}"))
             return
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
         if results and all(guesses and guesses[0].drafter == "model" for guesses in results):
@@ -289,9 +330,13 @@ class EdgeService:
             return
         if generation.alone is None and now - answer.waiting_since >= self._link_grace_s:
             log.warning("session %d goes on without a cloud: %s", answer.id, self.uplinks.why_none)
-            ending = Ending(TextStream(request.stop), self._piece, self.cloud_ends, request.max_tokens)
-            for token in generation.committed:
-                ending.after(token)
+            if generation.turns is not None:
+                # Has been told every token.
+                ending = generation.turns.ending
+            else:
+                ending = Ending(TextStream(request.stop), self._piece, self.cloud_ends, request.max_tokens)
+                for token in generation.committed:
+                    ending.after(token)
             self._perform(answer, generation.go_on_alone(ending))
             self._draft_wanted.set()
 
@@ -331,6 +376,7 @@ class EdgeService:
                 stream,
                 peer.limits.get("max_ahead", MAX_AHEAD),
                 alternates="alternates" in peer.features,
+                commits="commit" in peer.features,
                 conditions=self._meters.at(uplink).conditions,
                 now=monotonic(),
             )
@@ -369,10 +415,16 @@ class EdgeService:
                     self._perform(answer, answer.generation.receive(message, now))
                     self._steer_soon(answer)
                 except ProtocolError as e:
-                    log.error("the cloud broke the protocol: %s", e)
-                    if uplink.link is not None:
-                        uplink.link.close(e.code, str(e))
+                    self._refuse(uplink, e)
                 self._draft_wanted.set()
+            case Audit():
+                try:
+                    self._perform(answer, answer.generation.audited(message))
+                except ProtocolError as e:
+                    self._refuse(uplink, e)
+                if answer.id not in self.answers:
+                    self.totals.target_forwards += message.forwards
+                    self._forget_stream(answer)
             case Reset():
                 reason = readable(message.message)
                 self._close_stream(answer)
@@ -393,6 +445,17 @@ class EdgeService:
                         assert_never(other)
             case _:
                 log.debug("ignored %s", type(message).__name__)
+
+    def _refuse(self, uplink: Uplink, error: ProtocolError) -> None:
+        log.error("the cloud at %s broke the protocol: %s", uplink.key, error)
+        if uplink.link is not None:
+            uplink.link.close(error.code, str(error))
+
+    def _forget_stream(self, answer: Answer) -> None:
+        """Nothing is waited for on the stream of an answer that is over, unless tokens of it are compared."""
+        turns = answer.generation.turns
+        if turns is None or not turns.pending:
+            self._close_stream(answer)
 
     def _steer_soon(self, answer: Answer) -> None:
         if not self._to_steer:
@@ -470,9 +533,11 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        self._close_stream(answer)
-        self._free(answer)
         answer.generation.phase = Phase.FINISHED
+        if isinstance(outcome, EcdError):
+            self._close_stream(answer)
+        self._forget_stream(answer)
+        self._free(answer)
         self.totals.failed += isinstance(outcome, EcdError) and outcome.code is not Code.CANCELLED
         tally = answer.generation.tally
         self.totals.committed += len(answer.generation.origins)

@@ -13,7 +13,7 @@ from typing import Any, assert_never
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import DraftTask
 from ecd.sampling import Guess
-from ecd.wire.messages import Draft, Open, Tokens
+from ecd.wire.messages import Draft, Tokens
 
 # Events kept for a reader that is late; the oldest go first.
 MOST_EVENTS = 4096
@@ -153,7 +153,7 @@ class Timeline:
                     base = self.prompt + self._committed
                     self._events.append(Committed(self._ms(now), base, len(command.ids)))
                     self._committed += len(command.ids)
-                case Send(Open() | Draft()) | Finished():
+                case Send() | Finished():
                     pass
                 case other:
                     assert_never(other)

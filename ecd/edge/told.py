@@ -73,6 +73,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         "conditions": conditions_told(service.meter, service.survival),
         "drafters": service.acceptance.totals(),
         "pace": {} if newest is None else pace_told(newest, service.acceptance),
+        "confident": service.thresholds.told(),
         "cpu_s": process_time(),
         "running": len(service.answers),
         "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,

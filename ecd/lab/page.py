@@ -1,6 +1,6 @@
 """A streaming benchmark's report as one HTML file that needs nothing else.
 
-Owns the looks. matplotlib is imported here and only here; it comes with the extra `lab`.
+Owns the looks. matplotlib is imported here and in `calibrate`; it comes with the extra `lab`.
 """
 
 import importlib.util
@@ -28,10 +28,10 @@ COLOURS = {
 }
 
 
-def check_matplotlib() -> None:
-    """Raises ConfigError that says how to get matplotlib if it is not installed."""
+def check_matplotlib(what: str = "--html") -> None:
+    """Raises ConfigError that says how to get matplotlib, which `what` draws with, if it is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--html draws with matplotlib, which is not installed: pip install 'ecd[lab]'")
+        raise ConfigError(f"{what} draws with matplotlib, which is not installed: pip install 'ecd[lab]'")
 
 
 def page(report: Mapping[str, Any]) -> str:

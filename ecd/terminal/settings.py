@@ -11,12 +11,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ecd.options import pacing_options, run_arguments, sampling_options
+from ecd.options import mode_options, pacing_options, run_arguments, sampling_options
 
 Settings = Mapping[str, Any]
 
 
 @sampling_options
+@mode_options
 @pacing_options
 @click.command("/mode", add_help_option=False)
 def mode(**settings: Any) -> None:

@@ -33,6 +33,11 @@ def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("round trip", "not measured" if stats["rtt_ms"] is None else f"{stats['rtt_ms']:.1f} ms"),
         ("seed", str(result["seed"])),
     ]
+    if "handovers" in stats:
+        compared = f"{stats['agreed']} of {stats['audited']} that were compared agree with the target"
+        rows.append(
+            ("the edge's own", f"above {stats['threshold']:.3f}, {stats['handovers']} hand-overs; {compared}")
+        )
     if stats["resumed"]:
         rows.append(("resumed", f"{stats['resumed']} times after a lost link"))
     return rows

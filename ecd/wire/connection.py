@@ -17,6 +17,7 @@ from ecd.errors import Code, ProtocolError
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame, id_width, is_uint
 from ecd.wire.messages import (
+    Audit,
     Commit,
     Credit,
     Draft,
@@ -37,7 +38,7 @@ from ecd.wire.messages import (
 )
 
 MAJOR, MINOR = 1, 0
-FEATURES = ("q", "alternates")
+FEATURES = ("q", "alternates", "commit")
 HANDSHAKE_FRAME_BYTES = 64 << 10
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16
@@ -72,6 +73,7 @@ PRIORITY: dict[type[Message], Priority] = {
     Tokens: Priority.TOKENS,
     Draft: Priority.TOKENS,
     Commit: Priority.TOKENS,
+    Audit: Priority.TOKENS,
     Open: Priority.PROMPT,
     Kv: Priority.BULK,
 }
@@ -81,7 +83,7 @@ ALLOWED: dict[tuple[Role, State], frozenset[type[Message]]] = {
     (Role.CLOUD, State.HANDSHAKE): frozenset({Hello}),
     (Role.EDGE, State.HANDSHAKE): frozenset({Welcome, Error}),
     (Role.CLOUD, State.OPEN): _BOTH_WAYS | {Open, Draft, Commit},
-    (Role.EDGE, State.OPEN): _BOTH_WAYS | {Tokens},
+    (Role.EDGE, State.OPEN): _BOTH_WAYS | {Tokens, Audit},
 }
 ON_STREAM_ZERO: frozenset[type[Message]] = frozenset({Hello, Welcome, Ping, Pong, Goaway, Error})
 
@@ -117,7 +119,7 @@ class Connected:
 class Received:
     """A message for the application; `size` is its frame's length on the wire, bytes."""
 
-    message: Open | Draft | Tokens | Commit | Kv | Credit | Reset
+    message: Open | Draft | Tokens | Commit | Audit | Kv | Credit | Reset
     size: int
 
 
@@ -362,7 +364,7 @@ class Connection:
                 self._close(message.code, readable(message.message))
             case Open():
                 self._on_open(message, size)
-            case Tokens() | Draft() | Commit() | Kv() | Credit() | Reset():
+            case Tokens() | Draft() | Commit() | Audit() | Kv() | Credit() | Reset():
                 self._on_stream(message, size)
 
     def _on_hello(self, message: Hello, now: float) -> None:
@@ -450,7 +452,7 @@ class Connection:
             self.streams.add(message.stream)
             self._events.append(Received(message, size))
 
-    def _on_stream(self, message: Tokens | Draft | Commit | Kv | Credit | Reset, size: int) -> None:
+    def _on_stream(self, message: Tokens | Draft | Commit | Audit | Kv | Credit | Reset, size: int) -> None:
         if message.stream > self._last_stream:
             raise ProtocolError(
                 f"{type(message).__name__.upper()} on stream {message.stream}, which was never opened"

@@ -117,6 +117,7 @@ class Open:
     """Starts a session. The prompt is `prefix_len` tokens that hash to `prefix_hash`, then `prompt`.
 
     `logprobs`: how many of the most likely tokens are told with each committed one; None: no logprobs at all.
+    `limit`: positions below it are the cloud's to commit, the others the edge's; None: all are the cloud's.
     """
 
     TYPE: ClassVar[int] = 3
@@ -130,6 +131,7 @@ class Open:
     stop: tuple[str, ...]
     pace: Pace
     logprobs: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +175,19 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Tokens that the edge committed by itself from position `base` on."""
+    """Tokens that the edge committed by itself from position `base` on, and whose turn it is from here on.
+
+    `limit`: positions below it are the cloud's to commit. `audit`: so many of the ids, the last ones, are to
+    be compared with what the target would have said.
+    """
 
     TYPE: ClassVar[int] = 6
     stream: int
     base: int
     ids: tuple[int, ...]
     origin: Origin
+    limit: int
+    audit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +268,36 @@ class Error:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the target says of tokens that the edge committed, from position `base` on.
+
+    `agreed`: a byte for each, 1 where the target would have chosen it behind the same text. `forwards`:
+    target forwards that were made for this alone.
+    """
+
+    TYPE: ClassVar[int] = 14
+    stream: int
+    base: int
+    agreed: bytes
+    forwards: int
+
+
 Message = (
-    Hello | Welcome | Open | Draft | Tokens | Commit | Kv | Credit | Ping | Pong | Goaway | Reset | Error
+    Hello
+    | Welcome
+    | Open
+    | Draft
+    | Tokens
+    | Commit
+    | Kv
+    | Credit
+    | Ping
+    | Pong
+    | Goaway
+    | Reset
+    | Error
+    | Audit
 )
 
 
@@ -305,7 +341,7 @@ LOGPROB = Codec("logprob", _encode_logprob, _decode_logprob)
 FIELDS: dict[type[Message], tuple[Codec, ...]] = {
     Hello: (U16, U16, array_of(TEXT), optional(BYTES), MAP, MAP, TEXT),
     Welcome: (U16, U16, array_of(TEXT), MAP, MAP, MAP, TEXT),
-    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8)),
+    Open: (optional(BYTES), U32, IDS, IDS, MAP, U32, array_of(TEXT), PACE, optional(U8), optional(U32)),
     Draft: (
         U32,
         U32,
@@ -316,7 +352,7 @@ FIELDS: dict[type[Message], tuple[Codec, ...]] = {
         optional(PACE),
     ),
     Tokens: (U32, IDS, U16, U16, U32, enum(Finish), optional(array_of(LOGPROB))),
-    Commit: (U32, IDS, enum(Origin)),
+    Commit: (U32, IDS, enum(Origin), U32, U16),
     Kv: (enum(KvOp), BYTES, U32, U32, U32, U32, TEXT, U32, BYTES),
     Credit: (U32,),
     Ping: (U64,),
@@ -324,6 +360,7 @@ FIELDS: dict[type[Message], tuple[Codec, ...]] = {
     Goaway: (enum(Code), TEXT),
     Reset: (enum(Code), TEXT),
     Error: (enum(Code), TEXT),
+    Audit: (U32, BYTES, U16),
 }
 BY_TYPE: dict[int, type[Message]] = {kind.TYPE: kind for kind in FIELDS}
 _NAMES = {kind: tuple(f.name for f in fields(kind))[1:] for kind in FIELDS}

@@ -16,7 +16,7 @@ from ecd.sampling import Verdict
 from ecd.wire.connection import Connected, Connection, Event, Received, Role, Settings
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.link import Link
-from ecd.wire.messages import Draft, Finish, Open, Pace, Reset, Tokens
+from ecd.wire.messages import Audit, Commit, Draft, Finish, Open, Origin, Pace, Reset, Tokens
 
 FINGERPRINT = Fingerprint(1000, "aa", {"bos": 1}, "bpe", "bb")
 LIMITS = {"max_streams": 8, "max_ahead": 16, "max_context": 100}
@@ -140,3 +140,25 @@ async def test_gaps_lie_between_steps_whose_work_was_there(service: CloudService
 
 async def test_stats_show_what_fills_the_engine(service: CloudService) -> None:
     assert service.stats()["engine"] == {"kv_use": 0.5}
+
+
+async def test_an_edge_that_commits_takes_turns_with_the_cloud(service: CloudService, edge: Edge) -> None:
+    stream = edge.link.connection.new_stream()
+    opening = Open(stream, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 9, (), AT_ONCE, limit=3)
+    edge.link.send(opening)
+    edge.link.send(Commit(stream, 3, (7, 8), Origin.EDGE_CONFIDENT, limit=6, audit=2))
+    frames = edge.frames[stream]
+    # This engine accepts no hint, and says 7.
+    assert await frames.get() == Audit(stream, 3, b"\x01", 1)
+    assert await frames.get() == Audit(stream, 4, b"\x00", 1)
+    tokens = await frames.get()
+    assert (tokens.base, tokens.ids, tokens.finish) == (5, (7,), Finish.NONE)
+    edge.link.send(Commit(stream, 6, (), Origin.EDGE_CONFIDENT, limit=7))
+    assert (await frames.get()).base == 6
+    assert service.sessions()[0]["state"] == "held"
+    edge.link.send(Commit(stream, 5, (9,), Origin.EDGE_CONFIDENT, limit=9))
+    reset = await frames.get()
+    assert reset.code is Code.BAD_REQUEST
+    assert service.sessions() == []
+    stats = service.stats()
+    assert (stats["audited"], stats["agreed"]) == (2, 1)

@@ -130,3 +130,27 @@ def test_stats_tell_cells_in_use_and_all_there_are(verifier: LlamaVerifier, prom
     assert verifier.stats() == empty | {"kv_tokens": len(prompt)}
     verifier.forget(1)
     assert verifier.stats() == empty
+
+
+def test_a_verdict_that_was_nobodys_to_commit_is_given_again_and_other_tokens_can_follow(
+    verifier: LlamaVerifier, prompt: tuple[int, ...], alone: dict[str, OracleAnswer]
+) -> None:
+    """As in a session whose edge commits: the text is read ahead, and goes on with what the edge says."""
+    says = alone["greedy"].token_ids
+    greedy = SETTINGS["greedy"]
+
+    def verdict(tokens: list[int], *hints: int) -> tuple[tuple[int, ...], int]:
+        while True:
+            step = verifier.step([Work(3, tokens, len(prompt), greedy, [Hint(hint) for hint in hints])])
+            if 3 in step.judged:
+                judged = step.judged[3].verdict
+                return judged.tokens, judged.accepted
+
+    text = list(prompt)
+    assert verdict(text) == ((says[0],), 0)
+    assert verdict(text) == ((says[0],), 0)
+    assert verdict([*text, says[0]], says[1], says[2]) == (says[1:4], 2)
+    other = 17
+    assert verdict([*text, *says[:2], other])[0] != ()
+    assert verdict([*text, *says[:2]], other) == ((says[2],), 0)
+    verifier.forget(3)

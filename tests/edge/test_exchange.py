@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ecd.cloud.batcher import Batcher
-from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.session import Audited, Committed, Session, Vocabulary
 from ecd.cloud.verifier import Capacity, Judged, StepResult, Work
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.commands import Command, Emit, Finished, Send
@@ -23,12 +23,14 @@ from ecd.edge.drafter import DraftTask
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective, Pacer
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import MAX_PATIENCE_US, Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
+from ecd.edge.threshold import Thresholds
+from ecd.edge.turns import Turns
 from ecd.logprobs import TokenLogprobs, token_logprobs, verdict_logprobs
 from ecd.sampling import DraftDistribution, Guess, Rule, Sampling, choose, guess, shape, verify
 from ecd.text import TextStream
-from ecd.wire.messages import Draft, Finish, Open, Origin, Tokens
+from ecd.wire.messages import Audit, Commit, Draft, Finish, Message, Open, Origin, Reset, Tokens
 
 END = 7
 SIZE = 8
@@ -118,6 +120,7 @@ class World:
     request: Request
     around: Circumstances
     meter: Meter = field(default_factory=Meter)
+    thresholds: Thresholds = field(default_factory=Thresholds)
     now: float = 0.0
     emitted: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -128,7 +131,10 @@ class World:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.around.seed)
-        self.g = Generation(self.request, Acceptance(), Pacer(self.request.objective, Survival(EDGE_MEMORY)))
+        asked = self.request
+        turns = Turns.of(asked, self.thresholds, VOCABULARY.piece, VOCABULARY.end_of_generation)
+        pacer = Pacer(asked.objective, Survival(EDGE_MEMORY))
+        self.g = Generation(asked, Acceptance(), pacer, turns if asked.mode is Mode.CONFIDENT else None)
         self.g.slot = 0 if self.request.draft else None
         self.batcher = Batcher(Capacity(4, 10_000), self.around.max_verify, 4)
         self.stream = 0
@@ -143,7 +149,9 @@ class World:
         for cut in self.around.cuts:
             self.later(cut, "cut")
         for _ in range(300 * self.request.max_tokens):
-            if self.finish is not None:
+            if self.finish is not None and (
+                self.g.turns is None or not self.g.turns.pending or not self.events
+            ):
                 return self
             self.now, _, event = heapq.heappop(self.events)
             self.happen(*event)
@@ -208,7 +216,7 @@ class World:
 
     def perform(self, commands: list[Command]) -> None:
         for command in commands:
-            assert self.finish is None
+            assert self.finish is None or isinstance(command, Send)
             match command:
                 case Send(message):
                     assert message.stream == self.stream
@@ -223,7 +231,7 @@ class World:
                 case Finished(reason):
                     self.finish = reason
 
-    def send(self, way: str, message: Open | Draft | Tokens) -> None:
+    def send(self, way: str, message: Message) -> None:
         """Half a round trip; nothing overtakes what was sent before."""
         self.lane[way] = max(self.lane[way], self.now + self.about(self.around.rtt_s / 2))
         self.at(self.lane[way], way, message)
@@ -238,7 +246,7 @@ class World:
         known = [*g.tokens, *(guess.token for guess in g.lines.main.guesses)]
         assert all(task.branch or task.context[:] == known for task in tasks)
         # The last token is the target's own.
-        room = len(self.request.prompt) + self.request.max_tokens - 1
+        room = len(self.request.prompt) + self.request.max_tokens - (g.turns is None)
         assert all(len(task.context) + task.at_most <= room for task in tasks)
         assert len({task.branch for task in tasks}) == len(tasks) <= 3
         assert all(list(task.context[: len(g.tokens)]) == g.tokens for task in tasks)
@@ -247,7 +255,10 @@ class World:
         seconds = self.about(self.around.draft_s) if any(task.model for task in tasks) else 1e-5
         self.later(seconds, "drafted", tasks, results, seconds)
 
-    def take(self, message: Tokens) -> None:
+    def take(self, message: Tokens | Audit) -> None:
+        if isinstance(message, Audit):
+            self.perform(self.g.audited(message))
+            return
         if self.g.origins:
             self.meter.stepped(message.step_us / 1e6, message.verified)
         self.meter.rtt_s, self.meter.jitter_s = self.around.rtt_s, self.around.rtt_s * self.around.jitter / 2
@@ -258,14 +269,20 @@ class World:
 
     # -- the cloud
 
-    def arrive(self, message: Open | Draft) -> None:
-        if isinstance(message, Open):
-            assert message.prompt == self.request.prompt
-            session = Session.of(message, VOCABULARY, self.around.max_ahead, self.now)
-            self.batcher.add(message.stream, session)
-        elif (known := self.batcher.get(message.stream)) is not None:
-            known.hint(message)
-            assert known.invalid_hints == 0
+    def arrive(self, message: Open | Draft | Commit | Reset) -> None:
+        known = self.batcher.get(message.stream)
+        match message:
+            case Open():
+                assert message.prompt == self.request.prompt
+                session = Session.of(message, VOCABULARY, self.around.max_ahead, self.now)
+                self.batcher.add(message.stream, session)
+            case Reset():
+                self.batcher.remove(message.stream)
+            case Commit() if known is not None:
+                known.take(message)
+            case Draft() if known is not None:
+                known.hint(message)
+                assert known.invalid_hints == 0
 
     def step(self) -> None:
         if self.stepping or not (work := self.batcher.plan(self.now)):
@@ -283,6 +300,9 @@ class World:
         logprobs = verdict_logprobs(rows, verdict.tokens, part.logprobs)
         result = StepResult({part.key: Judged(verdict, len(line), logprobs)}, {}, 1 + len(line), 1)
         for key, done in self.batcher.apply(result, seconds, self.now):
+            if isinstance(done, Audited):
+                self.send("down", Audit(key, done.base, bytes(done.agreed), done.forwards))
+                continue
             assert isinstance(done, Committed)
             if done.finish is not Finish.NONE:
                 self.batcher.remove(key)

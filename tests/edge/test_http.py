@@ -8,7 +8,7 @@ import pytest
 
 from ecd.config import EdgeConfig, Http
 from ecd.edge.http import gateway, serves_http
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.errors import ConfigError, DaemonError
 from tests.edge.gateway.instant_cloud import ByteModel, InstantCloud
@@ -33,7 +33,7 @@ def test_without_the_extra_only_who_asked_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 async def served(settings: EdgeConfig, service: EdgeService) -> list[str]:
-    async with gateway(settings, service, ByteModel(), PaceSettings()) as urls:
+    async with gateway(settings, service, ByteModel(), AnswerSettings()) as urls:
         return urls
 
 

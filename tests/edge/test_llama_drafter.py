@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from ecd.edge.confidence import Confidence, Strategy
 from ecd.edge.drafter import DraftTask
 from ecd.edge.llama_drafter import BATCH_TOKENS, BRANCHES, MAX_SEQUENCES, LlamaDrafter
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
@@ -85,6 +86,21 @@ def test_it_guesses_what_the_model_thinks_likely(
     assert_same(made, expected)
     assert made.drafter == "model"
     assert made.second not in (None, made.token)
+
+
+def test_confidence_is_by_the_strategy_that_was_asked_for(draft: LlamaModel, tokens: list[int]) -> None:
+    def confidence(strategy: Strategy) -> float:
+        drafter = LlamaDrafter(
+            draft, slots=1, context_tokens=512, threads=1, confidence=Confidence(strategy, temperature=2.0)
+        )
+        (made,) = finish(drafter, task(tokens[:40]))
+        drafter.close()
+        return made.confidence
+
+    sure = {strategy: confidence(strategy) for strategy in Strategy}
+    assert sure[Strategy.NONE] == 1
+    assert sure[Strategy.TEMPERATURE] < sure[Strategy.MAX_PROB] < sure[Strategy.TOP_K_AGG]
+    assert len(set(sure.values())) == len(Strategy)
 
 
 def test_a_line_that_goes_on_evaluates_its_new_token_only(

@@ -1,6 +1,7 @@
 """Copied runs: what is found, what is never remembered."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,12 @@ def test_a_repeat_of_two_tokens_is_too_short() -> None:
 
 def test_no_more_than_asked_for() -> None:
     assert drafted(drafter(), task([1, 2, 3, 4, 5, 6, 1, 2, 3], at_most=2)) == [[4, 5]]
+
+
+def test_nothing_is_copied_where_only_the_model_may_guess_and_the_text_is_learned_all_the_same() -> None:
+    lookup, first = drafter(), task([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    assert drafted(lookup, replace(first, copies=False)) == [[]]
+    assert drafted(lookup, first) == [[4, 5, 6, 1, 2, 3]]
 
 
 def test_guesses_carry_the_match_on() -> None:

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from ecd.edge.request import LinkLoss
-from ecd.edge.run_args import PaceSettings, parse_run, request_of
+from ecd.edge.run_args import AnswerSettings, parse_run, request_of
 from ecd.errors import BadRequest
 from tests.edge.gateway.instant_cloud import ByteModel
 
-WAIT, DEGRADE = PaceSettings(), PaceSettings(link_loss=LinkLoss.DEGRADE)
+WAIT, DEGRADE = AnswerSettings(), AnswerSettings(link_loss=LinkLoss.DEGRADE)
 
 
-def asked(settings: PaceSettings = WAIT, **args: Any) -> LinkLoss:
+def asked(settings: AnswerSettings = WAIT, **args: Any) -> LinkLoss:
     return request_of(parse_run({"prompt": [1], **args}), ByteModel(), settings).link_loss
 
 

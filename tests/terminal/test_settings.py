@@ -25,6 +25,8 @@ def start() -> dict[str, Any]:
         ("objective=cost", {"objective": "cost"}),
         ("cost", {"objective": "cost"}),
         ("greedy latency", {"mode": "greedy", "objective": "latency"}),
+        ("confident threshold=0.8", {"mode": "confident", "threshold": 0.8}),
+        ("threshold=adaptive target-agreement=0.97", {"threshold": "adaptive", "target_agreement": 0.97}),
         ("draft=off", {"draft": False}),
         ("no-draft", {"draft": False}),
         ("draft=on", {"draft": True}),

@@ -16,6 +16,7 @@ from ecd.wire.messages import (
     BY_TYPE,
     FIELDS,
     Alternate,
+    Audit,
     Commit,
     Credit,
     Draft,
@@ -74,10 +75,15 @@ def messages(width: int) -> st.SearchStrategy[Message]:
     return st.one_of(
         st.builds(Hello, U32, U16, U16, TEXTS, auth, MAPS, MAPS, st.text()),
         st.builds(Welcome, U32, U16, U16, TEXTS, MAPS, MAPS, MAPS, st.text()),
-        st.builds(Open, U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace, st.none() | st.integers(0, 255)),
+        st.builds(
+            Open,
+            *(U32, auth, U32, ids, ids, MAPS, U32, TEXTS, pace),
+            st.none() | st.integers(0, 255),
+            st.none() | U32,
+        ),
         st.builds(Draft, U32, U32, U32, ids, confidence, q, alternates, st.none() | pace),
         st.builds(Tokens, U32, U32, ids, U16, U16, U32, st.sampled_from(Finish), logprobs),
-        st.builds(Commit, U32, U32, ids, st.sampled_from(Origin)),
+        st.builds(Commit, U32, U32, ids, st.sampled_from(Origin), U32, U16),
         st.builds(
             Kv, U32, st.sampled_from(KvOp), st.binary(), U32, U32, U32, U32, st.text(), U32, st.binary()
         ),
@@ -87,6 +93,7 @@ def messages(width: int) -> st.SearchStrategy[Message]:
         st.builds(Goaway, U32, code, st.text()),
         st.builds(Reset, U32, code, st.text()),
         st.builds(Error, U32, code, st.text()),
+        st.builds(Audit, U32, U32, st.binary(), U16),
     )
 
 
@@ -96,10 +103,10 @@ EXAMPLES: dict[type[Message], Message] = {
     for message in (
         Hello(0, 1, 0, ("q",), None, {}, {}, "a"),
         Welcome(0, 1, 0, ("q",), {}, {}, {}, "a"),
-        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1), 2),
+        Open(1, None, 0, (1,), (), {}, 5, (), Pace(0, 1), 2, 9),
         Draft(1, 3, 3, (7,), b"\xff", (HintWeights((7, 8), b"\x05\x01"),), (Alternate(4, (1,)),), Pace(9, 2)),
         Tokens(1, 3, (7,), 1, 1, 9, Finish.NONE, (TokenLogprobs(-0.5, ((7, -0.5), (8, -1.5))),)),
-        Commit(1, 3, (7,), Origin.TARGET),
+        Commit(1, 3, (7,), Origin.TARGET, 4, 1),
         Kv(1, KvOp.DROP, b"", 3, 3, 0, 1, "", 0, b""),
         Credit(1, 5),
         Ping(0, 5),
@@ -107,11 +114,13 @@ EXAMPLES: dict[type[Message], Message] = {
         Goaway(0, Code.DRAINING, "m"),
         Reset(1, Code.CANCELLED, "m"),
         Error(0, Code.PROTOCOL, "m"),
+        Audit(1, 3, b"\x01", 1),
     )
 }
 BAD: dict[str, tuple[Any, ...]] = {
     "u16": (-1, 1 << 16, True, 1.0, "1", None),
     "u32": (-1, 1 << 32, True, 1.0, "1", None),
+    "u32 or nil": (-1, 1 << 32, True, 1.0, "1"),
     "u64": (-1, True, 1.0, "1", None),
     "str": (b"a", 1, None, ["a"]),
     "bin": ("a", 1, None),

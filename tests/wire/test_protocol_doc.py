@@ -197,7 +197,8 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert f"{MAX_FRAME_BYTES} / ({TOKEN_BYTES} + {TOP_BYTES} n)" in PROSE
     assert TEXT.startswith(f"# The ecd protocol, version {MAJOR}.{MINOR}\n")
     for feature in FEATURES:
-        assert f"`{feature}` (DRAFT.{feature})" in PROSE
+        parts = "OPEN.limit, COMMIT and AUDIT" if feature == "commit" else f"DRAFT.{feature}"
+        assert f"`{feature}` ({parts})" in PROSE
 
 
 def test_probe_texts_are_the_fingerprint_s() -> None:

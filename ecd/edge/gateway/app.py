@@ -36,7 +36,7 @@ from ecd.edge.gateway.schema import (
 )
 from ecd.edge.gateway.serving import Answering
 from ecd.edge.playground import page
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import EcdError, LinkError
@@ -51,7 +51,7 @@ class Gateway:
     """The routes of one edge. `model` is its draft model, whose vocabulary is the target's."""
 
     def __init__(
-        self, service: EdgeService, model: Model, settings: PaceSettings, http: Http, *, draft_model: str
+        self, service: EdgeService, model: Model, settings: AnswerSettings, http: Http, *, draft_model: str
     ):
         self._service = service
         self._model = model

@@ -10,7 +10,7 @@ from typing import Any
 
 from ecd.edge.gateway.schema import MAX_U64, Asked, ChatRequest, CompletionRequest, EcdOptions
 from ecd.edge.request import Request
-from ecd.edge.run_args import PaceSettings, RunArgs, request_of
+from ecd.edge.run_args import AnswerSettings, RunArgs, request_of
 from ecd.prompt import Tokenizer
 
 # OpenAI's defaults, where they differ from those of `run`.
@@ -25,7 +25,7 @@ class Terms:
     """What requests are translated by: ids that end a text, and the room behind so many prompt tokens."""
 
     tokenizer: Tokenizer
-    settings: PaceSettings
+    settings: AnswerSettings
     ends: frozenset[int]
     room_behind: Callable[[int], int]
 
@@ -100,6 +100,8 @@ def _request(asked: Asked, terms: Terms, **args: Any) -> Request:
         logit_bias=biases,
         stop=asked.stops,
         mode=options.mode,
+        threshold=options.threshold,
+        target_agreement=options.target_agreement,
         draft=options.draft,
         alternates=options.alternates,
         link_loss=options.link_loss,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ecd.config import Agreement, Threshold
 from ecd.edge.gateway.errors import Refused
 from ecd.edge.pacing import Objective
 from ecd.edge.request import LinkLoss
@@ -37,7 +38,11 @@ class EcdOptions(BaseModel):
 
     model_config = _STRICT
 
-    mode: Literal["exact", "greedy", "coupled", "rejection"] = "exact"
+    mode: (
+        Literal["exact", "confident", "edge-only", "cloud-only", "greedy", "coupled", "rejection"] | None
+    ) = None
+    threshold: Threshold | None = None
+    target_agreement: Agreement | None = None
     draft: bool = True
     alternates: bool = True
     link_loss: LinkLoss | None = None

@@ -11,7 +11,7 @@ from ecd.edge.drafter import DraftTask
 from ecd.edge.gateway.app import Gateway
 from ecd.edge.gateway.server import http_server
 from ecd.edge.meter import Meter
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.errors import Code
 from ecd.logprobs import TokenLogprobs
@@ -122,6 +122,6 @@ class InstantCloud(MadeUpLink):
 async def serving(cloud: InstantCloud, **http: Any) -> AsyncIterator[str]:
     """The gateway's URL while the context lasts."""
     config = Http(**{"listen": "127.0.0.1:0"} | http)
-    gateway = Gateway(cloud.service, ByteModel(), PaceSettings(), config, draft_model="draft")
+    gateway = Gateway(cloud.service, ByteModel(), AnswerSettings(), config, draft_model="draft")
     async with http_server(gateway.application(), config) as urls:
         yield urls[0]

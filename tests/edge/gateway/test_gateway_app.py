@@ -167,6 +167,7 @@ async def test_ignore_eos_makes_the_ends_of_text_impossible(
         (CHAT_PATH, CHAT | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
         (CHAT_PATH, CHAT | {"max_tokens": 5000}, 400, None, "context_length_exceeded"),
         (CHAT_PATH, CHAT | {"ecd": {"mode": "greedy"}, "temperature": 1}, 400, None, "bad_request"),
+        (CHAT_PATH, CHAT | {"ecd": {"mode": "confident"}, "logprobs": True}, 400, None, "bad_request"),
         (COMPLETIONS_PATH, {"prompt": "p", "suffix": "s"}, 400, "suffix", "unsupported_parameter"),
         (COMPLETIONS_PATH, {"prompt": [257]}, 400, None, "bad_request"),
         (COMPLETIONS_PATH, {"prompt": ""}, 400, None, "bad_request"),
@@ -181,6 +182,17 @@ async def test_what_cannot_be_done_is_refused_in_openai_s_shape(
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+
+
+async def test_who_chooses_the_tokens_can_be_said_in_the_request(
+    client: httpx.AsyncClient, cloud: InstantCloud
+) -> None:
+    reply = await client.post(CHAT_PATH, json=CHAT | {"ecd": {"mode": "edge-only"}})
+    assert reply.status_code == 429, "this edge drafts nothing"
+    assert cloud.opened == []
+    options = {"mode": "confident", "threshold": "adaptive", "target_agreement": 0.9}
+    assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": options})).status_code == 200
+    assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": {"mode": "cloud-only"}})).status_code == 200
 
 
 async def test_paths_methods_and_bodies_that_are_none(client: httpx.AsyncClient) -> None:

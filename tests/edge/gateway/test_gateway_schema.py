@@ -39,6 +39,9 @@ def test_null_is_every_parameter_s_default(name: str) -> None:
         ({"stop": ["a", ""]}, "stop.1", "at least 1 character"),
         ({"n": 1.5}, "n", "valid integer"),
         ({"ecd": {"mod": "exact"}}, "ecd.mod", "not a parameter known here"),
+        ({"ecd": {"mode": "fast"}}, "ecd.mode", "'confident', 'edge-only', 'cloud-only'"),
+        ({"ecd": {"threshold": 2}}, "ecd.threshold", "less than or equal to 1"),
+        ({"ecd": {"target_agreement": 0.1}}, "ecd.target_agreement", "greater than or equal to 0.5"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'user'"),
         (
