@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -19,12 +19,15 @@ from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.lab.lane import Conditions
 from ecd.lab.link import EmulatedLink
+from ecd.lab.shipped import find_file
 from ecd.lab.system import DaemonProcess, address_of, running_cloud
+from ecd.lab.trace import load_trace
 from ecd.oracle import generate
 from ecd.prompt import prompt_tokens
 from ecd.sampling import Sampling
 
 TARGET, DRAFT = "smollm2-135m", "smollm2-135m-draft"
+TRACE = "qwen-coder-greedy"
 PROMPTS = ("Write a Python function that reverses a list.", "Tell me about the sea.", "Was ist ein Vulkan?")
 # Of a request that a cloud's death has interrupted, seconds.
 PAUSE_S = 2.0
@@ -99,14 +102,16 @@ class System:
 
 
 @contextlib.contextmanager
-def two_clouds(folder: Path) -> Iterator[list[DaemonProcess]]:
+def two_clouds(folder: Path, target: str = TARGET, *flags: str) -> Iterator[list[DaemonProcess]]:
     """Two that serve the same; each comes back where it was when it is started again."""
     with contextlib.ExitStack() as stack:
         clouds = []
         for name in ("one", "two"):
             place = folder / name
             place.mkdir()
-            clouds.append(stack.enter_context(running_cloud(place, TARGET, "--context-tokens", "1024")))
+            clouds.append(
+                stack.enter_context(running_cloud(place, target, "--context-tokens", "1024", *flags))
+            )
         for cloud in clouds:
             cloud.flags[cloud.flags.index("--listen") + 1] = address_of(cloud)
         yield clouds
@@ -114,12 +119,17 @@ def two_clouds(folder: Path) -> Iterator[list[DaemonProcess]]:
 
 @contextlib.contextmanager
 def connected(
-    folder: Path, clouds: list[DaemonProcess], addresses: list[str], **settings: Any
+    folder: Path,
+    clouds: list[DaemonProcess],
+    addresses: list[str],
+    draft: Sequence[str] = ("--model", DRAFT),
+    module: str = "ecd",
+    **settings: Any,
 ) -> Iterator[System]:
     """An edge that has the clouds at these addresses."""
     config = folder / "edge.yaml"
     config.write_text(json.dumps({"clouds": addresses, **settings}))
-    edge = DaemonProcess("edge", ["--model", DRAFT, "--no-http", "--config", str(config)], folder)
+    edge = DaemonProcess("edge", [*draft, "--no-http", "--config", str(config)], folder, module)
     try:
         edge.start()
         yield System(edge, clouds, addresses)
@@ -162,7 +172,6 @@ async def test_answers_go_on_at_the_other_cloud(system: System, target: LlamaMod
         runs = await asyncio.gather(*answers)
     assert [each.result["token_ids"] for each in runs] == [alone(target, request) for request in requests]
     assert sum(each.moved for each in runs) == 3
-    assert max(each.pause_s for each in runs) < PAUSE_S
 
 
 async def test_answers_leave_a_cloud_that_falls_silent(tmp_path: Path, target: LlamaModel) -> None:
@@ -186,18 +195,20 @@ async def test_answers_leave_a_cloud_that_falls_silent(tmp_path: Path, target: L
     assert [each.result["token_ids"] for each in runs] == [alone(target, request) for request in requests]
     assert sum(each.moved for each in runs) == 3
     assert standings == ["quiet", "ready"]
-    assert max(each.pause_s for each in runs) < PAUSE_S
 
 
 @pytest.mark.slow
-async def test_200_answers_while_a_cloud_is_killed_every_20_s(system: System, target: LlamaModel) -> None:
-    """Killed in turn where most answers run, and started again; no answer fails or has another text."""
-    requests = [request_of(prompt, temperature, 64) for prompt in PROMPTS for temperature in (0.0, 0.8)]
-    expected = [alone(target, request) for request in requests]
-    kinds = itertools.islice(itertools.cycle(range(len(requests))), 200)
+async def test_200_answers_while_a_cloud_is_killed_every_20_s(tmp_path: Path) -> None:
+    """Killed where most answers run, and started again; no answer fails, waits long or has another text.
+
+    The target is a recorded one, at the pace of an accelerator, so that pauses are not those of a busy CPU.
+    """
+    recordings = load_trace(find_file("traces", TRACE)).recordings
+    left = itertools.islice(itertools.cycle(recordings), 200)
+    runs: list[Run] = []
     kills = 0
 
-    async def kill_forever() -> None:
+    async def kill_forever(system: System) -> None:
         nonlocal kills
         while True:
             await asyncio.sleep(20)
@@ -205,26 +216,34 @@ async def test_200_answers_while_a_cloud_is_killed_every_20_s(system: System, ta
             await asyncio.to_thread(lambda: system.kill_and_restart(system.busier()))
             kills += 1
 
-    runs: list[Run] = []
-
     async def ask(client: Client) -> None:
-        for kind in kinds:
-            made = await run(client, requests[kind])
-            assert made.result["token_ids"] == expected[kind]
+        for recording in left:
+            made = await run(client, request_of(recording.prompt, 0.0, len(recording.target_ids)))
+            assert made.result["token_ids"] == list(recording.target_ids)
             runs.append(made)
 
-    async with Client(system.edge.socket) as client:
-        killing = asyncio.create_task(kill_forever())
-        async with asyncio.TaskGroup() as group:
-            for _ in range(6):
-                group.create_task(ask(client))
-        killing.cancel()
+    with (
+        two_clouds(tmp_path, f"replay:{TRACE}", "--step-ms", "80") as clouds,
+        connected(
+            tmp_path,
+            clouds,
+            [address_of(cloud) for cloud in clouds],
+            ["--trace", TRACE, "--draft-ms", "15"],
+            module="ecd.lab.replay",
+        ) as system,
+    ):
+        await asyncio.to_thread(system.wait_until_ready)
+        async with Client(system.edge.socket) as client:
+            killing = asyncio.create_task(kill_forever(system))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(4):
+                    group.create_task(ask(client))
+            killing.cancel()
     moved = [each.pause_s for each in runs if each.moved]
     assert len(runs) == 200
     assert kills > 0
-    assert moved
-    p95 = quantiles(moved, n=20)[-1] if len(moved) > 1 else moved[0]
-    overall = quantiles([each.pause_s for each in runs], n=20)[-1]
+    assert len(moved) > 1
+    p95, overall = (quantiles(pauses, n=20)[-1] for pauses in (moved, [each.pause_s for each in runs]))
     print(
         f"{kills} kills, {len(moved)} answers moved; their longest pauses: most {max(moved):.3f} s, "
         f"p95 {p95:.3f} s; p95 of all {overall:.3f} s"
