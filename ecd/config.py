@@ -64,6 +64,7 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 # What an HTTP header can carry.
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
 # A confidence from which on the edge commits by itself, the agreement that one is found for, and a share.
 Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"]
@@ -250,6 +251,23 @@ class Http(BaseModel):
         return self
 
 
+class CloudAddress(BaseModel):
+    """One of several clouds, which gets answers in proportion to `weight`; an address alone has weight 1.
+
+    Where the host is a name, each of its addresses is a cloud.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: Address
+    weight: Weight = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of(cls, given: Any) -> Any:
+        return {"address": given} if isinstance(given, str) else given
+
+
 PureStrategy = Literal["max_prob", "entropy", "temperature", "top_k_agg", "margin"]
 
 
@@ -282,19 +300,27 @@ class ConfidenceConfig(BaseModel):
 class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
-    `token` is what the edge shows the cloud. The link is encrypted off loopback, and wherever `tls` is set.
+    `cloud` is the one cloud, or there are `clouds`: a list, or a name whose addresses they have. `token` is
+    what the edge shows them. Links are encrypted off loopback, and wherever `tls` is set.
     `context_tokens` is per session. `mode`, `threshold` (from which confidence on a token is the edge's to
     commit), `target_agreement` (what an adaptive one is found for) and `audit_share` (of the edge's tokens,
     how many the cloud compares with its own) hold for requests that do not say. `ahead_tokens`, `patience_ms`
     and `hint_tokens` fix what the pacing controller decides otherwise. `lookup`: whether text is copied from
     prompt and answer, besides the model's guesses. `assist`: how pages of a prompt travel that the cloud
     reads for this edge where that is faster; null: none do. `handover`: where other edges may hand answers
-    over, besides the Unix socket for that. `http`: null or false for none.
+    over, besides the Unix socket for that. `link_loss`: what an answer does that no cloud takes: it fails
+    after `link_wait_s`, goes on from the draft after `link_grace_s`, or fails at once. `http`: null or false
+    for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
     token: str | None = Field(default=None, min_length=1)
     tls: EdgeTls | None = None
+    clouds: Annotated[
+        list[CloudAddress],
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        Field(min_length=1, max_length=64),
+    ] = []
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
@@ -310,19 +336,23 @@ class EdgeConfig(Daemon):
     lookup: bool = True
     assist: Literal["q8_0", "f16"] | None = "q8_0"
     handover: Address | None = None
+    link_loss: Literal["wait", "degrade", "fail"] = "wait"
     link_wait_s: Seconds = 60.0
+    link_grace_s: Seconds = 1.0
     http: Annotated[Http | None, BeforeValidator(_none_if_false)] = Http()
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0
 
     @model_validator(mode="after")
     def _check(self) -> "EdgeConfig":
-        host, port = split_address(self.cloud)
-        if not port:
-            raise ValueError("cloud: port 0 is no address to connect to")
+        if self.clouds and "cloud" in self.model_fields_set:
+            raise ValueError("`cloud` and `clouds` are both set; name the one cloud or the several, not both")
+        for setting, address in self._addresses():
+            if not split_address(address)[1]:
+                raise ValueError(f"{setting}: port 0 is no address to connect to")
         if self.handover is not None:
             check_secure(split_address(self.handover)[0], "handover", self.insecure)
-        if self.tls is None and not self.insecure and not is_loopback(host):
+        if self.tls is None and not self.insecure and self._elsewhere():
             self.tls = EdgeTls()
         if not self.insecure and self.dangers():
             raise ValueError(
@@ -333,19 +363,26 @@ class EdgeConfig(Daemon):
 
     def dangers(self) -> list[str]:
         """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
-        found = []
-        if not is_loopback(split_address(self.cloud)[0]):
-            found = [
-                f"the cloud {self.cloud} is another machine and {what}"
-                for setting, what in (
-                    (self.tls, "the link is not encrypted (no `tls`)"),
-                    (self.token, "the edge shows no token (no `token`)"),
-                )
-                if setting is None
-            ]
+        found = [
+            f"the cloud {address} is another machine and {what}"
+            for address in self._elsewhere()
+            for setting, what in (
+                (self.tls, "the link is not encrypted (no `tls`)"),
+                (self.token, "the edge shows no token (no `token`)"),
+            )
+            if setting is None
+        ]
         if self.handover is not None and not is_loopback(split_address(self.handover)[0]):
             found.append(f"other machines can reach handover {self.handover} and it is not encrypted")
         return found
+
+    def _addresses(self) -> list[tuple[str, str]]:
+        """Those of the clouds, each with the setting that names it."""
+        return [("clouds", each.address) for each in self.clouds] or [("cloud", self.cloud)]
+
+    def _elsewhere(self) -> list[str]:
+        """Addresses of clouds that are other machines."""
+        return [address for _, address in self._addresses() if not is_loopback(split_address(address)[0])]
 
 
 C = TypeVar("C", CloudConfig, EdgeConfig)
@@ -387,11 +424,14 @@ def _problem(error: Any, kind: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             for name in error["loc"][:-1]:
+                if isinstance(name, int):
+                    continue  # the place in a list, whose items are the kind already
                 annotation = kind.model_fields[name].annotation
                 kind = next(iter(get_args(annotation)), annotation)
             return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
         case "missing":
-            return f"{path} is missing; set it in the file or with --{path.replace('_', '-')}"
+            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 else ""
+            return f"{path} is missing; set it in the file{flag}"
         case _:
             message = str(error["msg"]).removeprefix("Value error, ")
             return f"{path}: {message}" if path else message

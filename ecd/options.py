@@ -142,6 +142,12 @@ _PACING: tuple[Option, ...] = (
         default=None,
         help="Strict draft-verify rounds of so many hints.",
     ),
+    click.option(
+        "--link-loss",
+        type=click.Choice(["wait", "degrade", "fail"]),
+        default=None,
+        help="Without a cloud: wait for one, go on from the draft, or fail.  [default: the edge's]",
+    ),
 )
 
 _OUTPUT: tuple[Option, ...] = (

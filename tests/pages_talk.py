@@ -21,7 +21,8 @@ from ecd.edge.answer import Answer, Chunk
 from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Backoff, Uplink
+from ecd.edge.uplink import Backoff
+from ecd.edge.uplinks import Place, Uplinks
 from ecd.errors import EngineError
 from ecd.pages import Cells, Encoding, Shape
 from ecd.sampling import Guess, Verdict
@@ -114,7 +115,8 @@ def an_edge(drafter: "SlowDrafter", port: int, encoding: Encoding | None = None)
         pages=drafter,
         encoding=encoding,
     )
-    edge.attach(Uplink("127.0.0.1", port, EDGE, Backoff(0.01, 0.02), edge.on_event))
+    places = [Place("127.0.0.1", port)]
+    edge.attach(Uplinks(places, EDGE, Backoff(0.01, 0.02), edge.on_event, lambda: edge.bound))
     return edge
 
 
@@ -135,7 +137,7 @@ async def running(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterat
 async def connected(edge: EdgeService) -> None:
     """Returns once the edge has heard from its cloud."""
     async with asyncio.timeout(20.0):
-        while edge.uplink.link is None or not edge.uplink.link.connection.peer_load:
+        while edge.uplinks.link is None or not edge.uplinks.link.connection.peer_load:
             await asyncio.sleep(0.01)
 
 

@@ -61,7 +61,7 @@ async def system(
     async with EmulatedLink(*server.sockets[0].getsockname()[:2], conditions, schedule=schedule) as link:
         edge = an_edge(drafter, link.port, encoding)
         jobs = (cloud.step_forever, assist.run_forever, edge.draft_forever, edge.tend_forever)
-        async with running(*jobs, edge.uplink.keep):
+        async with running(*jobs, edge.uplinks.keep):
             await connected(edge)
             yield System(edge, drafter, reader, cloud)
             edge.stop()
@@ -162,7 +162,7 @@ async def test_after_a_lost_connection_the_rest_of_the_pages_is_asked_for() -> N
     lost_at = 200_000
     async with system(schedule=Schedule((Cut(lost_at, Direction.DOWN),))) as cut:
         await cut.answer()
-        assert cut.edge.uplink.connects == 2
+        assert cut.edge.uplinks.connects == 2
         assert cut.drafter.puts == [len(PROMPT)]
         # Not a run twice but for the one that the connection was lost in.
         firsts = [first for first, _ in cut.reader.asked]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ecd.config import (
+    CloudAddress,
     CloudConfig,
     EdgeConfig,
     Http,
@@ -74,6 +75,15 @@ def test_texts_that_are_over_are_kept_in_memory_unless_something_else_is_said(
     assert load_config(kind, disk, {}).kv_cache == kept
 
 
+def test_clouds_are_one_or_several_with_weights(tmp_path: Path) -> None:
+    assert load_config(EdgeConfig, None, {"model": "m"}).clouds == []
+    one = load_config(EdgeConfig, written(tmp_path, "model: m\nclouds: 127.0.0.1:1\n"), {})
+    assert one.clouds == [CloudAddress(address="127.0.0.1:1")]
+    text = "model: m\nclouds: ['[::1]:2', {address: 127.0.0.1:1, weight: 2.5}]\n"
+    several = load_config(EdgeConfig, written(tmp_path, text), {}).clouds
+    assert [(each.address, each.weight) for each in several] == [("[::1]:2", 1.0), ("127.0.0.1:1", 2.5)]
+
+
 def test_flags_alone_are_enough() -> None:
     config = load_config(CloudConfig, None, {"model": "m", "max_verify": 0})
     assert (config.model, config.max_verify) == ("m", 0)
@@ -121,6 +131,19 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
             "the cloud 10.0.0.7:7040 is another machine and the edge shows no token",
         ),
         ("model: m\ncloud: 127.0.0.1:0\n", "port 0 is no address to connect to"),
+        ("model: m\nclouds: []\n", "clouds: Value should have at least 1 item"),
+        ("model: m\nclouds: [127.0.0.1]\n", "clouds.0.address: must be HOST:PORT"),
+        (
+            "model: m\nclouds: [{adress: 127.0.0.1:1}]\n",
+            "clouds.0.adress is no setting; known here: address,",
+        ),
+        ("model: m\nclouds: [{weight: 2}]\n", "clouds.0.address is missing; set it in the file"),
+        ("model: m\nclouds: [{address: '127.0.0.1:1', weight: 0}]\n", "clouds.0.weight: Input should be"),
+        ("model: m\nclouds: 127.0.0.1:0\n", "clouds: port 0 is no address to connect to"),
+        ("model: m\nclouds: [127.0.0.1:1, 10.0.0.7:1]\n", "clouds 10.0.0.7 is not this machine"),
+        ("model: m\nclouds: clouds.example:1\n", "clouds clouds.example is not this machine"),
+        ("model: m\ncloud: 127.0.0.1:1\nclouds: 127.0.0.1:2\n", "`cloud` and `clouds` are both set"),
+        ("model: m\nlink_loss: retry\n", "link_loss: Input should be 'wait', 'degrade' or 'fail'"),
         ("model: m\nkeepalive: {silence_s: 1}\n", "silence_s must be longer than ping_interval_s"),
         ("model: m\nreconnect: {first_s: 9}\n", "longest_s must not be shorter than first_s"),
         ("model: m\nhttp: {lissten: 1}\n", "http.lissten is no setting; known here: api_keys, cors_origins"),

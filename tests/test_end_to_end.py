@@ -21,7 +21,8 @@ from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.request import MAX_PATIENCE_US, Request
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Backoff, Uplink
+from ecd.edge.uplink import Backoff
+from ecd.edge.uplinks import Place, Uplinks
 from ecd.engine.llama import LlamaModel
 from ecd.errors import RemoteError
 from ecd.lab.system import DaemonProcess, address_of
@@ -308,8 +309,9 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
         link_wait_s=10,
     )
     host, port = split_address(address_of(cloud))
-    service.attach(Uplink(host, port, edge_settings(target), Backoff(0.1, 1), service.on_event))
-    tasks = [asyncio.create_task(c) for c in (service.draft_forever(), service.uplink.keep())]
+    places, backoff = [Place(host, port)], Backoff(0.1, 1)
+    service.attach(Uplinks(places, edge_settings(target), backoff, service.on_event, lambda: service.bound))
+    tasks = [asyncio.create_task(c) for c in (service.draft_forever(), service.uplinks.keep())]
     for sampling in (Sampling(), Sampling.of("coupled", 0.8, seed=3)):
         # With patience the cloud really looks at the hints; without, a wrong one is mostly overtaken.
         request = Request(

@@ -60,7 +60,7 @@ async def pair(folder: Path, **other: Any) -> AsyncIterator[Pair]:
     handing = Handing(here, EDGE, insecure=False)
     config = EdgeConfig(model="m", socket=folder / "there.sock", handover="127.0.0.1:0")
     jobs = [
-        job for edge in (here, there) for job in (edge.draft_forever, edge.tend_forever, edge.uplink.keep)
+        job for edge in (here, there) for job in (edge.draft_forever, edge.tend_forever, edge.uplinks.keep)
     ]
     async with running(cloud.step_forever, *jobs), handover(config, taking) as listening:
         await connected(here)

@@ -8,6 +8,7 @@ from ecd.edge.drafter import Prefill
 from ecd.edge.generation import Generation
 from ecd.edge.reopening import Reopening
 from ecd.edge.timeline import Timeline
+from ecd.edge.uplink import Uplink
 from ecd.errors import EcdError
 from ecd.logprobs import TokenLogprobs
 from ecd.text import TextStream
@@ -36,8 +37,9 @@ class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
     Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
-    `timer`, `drafted_at` that of the draft model's first guess. `open_bytes`: what asking for it took on the
-    link. `timeline` is there when the request wants one, `link` while the answer is another edge's.
+    `timer`, `drafted_at` that of the draft model's first guess. `uplink`: to the cloud where it runs or ran
+    last. `open_bytes`: what asking for it took on the link. `timeline` is there when the request wants one,
+    `link` while the answer is another edge's.
     """
 
     id: int
@@ -45,6 +47,7 @@ class Answer:
     text: TextStream
     started_at: float
     waiting_since: float
+    uplink: Uplink | None = None
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None
@@ -60,6 +63,11 @@ class Answer:
     rtt_ms: float | None = None
     timeline: Timeline | None = None
     link: Link | None = None
+
+    @property
+    def source(self) -> Link | None:
+        """Where its tokens come from: the edge that it was handed over to, or else its cloud."""
+        return self.link or (self.uplink.link if self.uplink is not None else None)
 
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""

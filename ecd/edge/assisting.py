@@ -6,14 +6,14 @@ unpacked and put into cells in the drafter's thread, which has nothing better to
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
 from ecd.edge.answer import Answer, EdgeTotals
 from ecd.edge.assist import Assist, Speeds, Stage, cloud_speeds
-from ecd.edge.meter import Meter
+from ecd.edge.meters import Meters
 from ecd.edge.page_holder import PageHolder
+from ecd.edge.uplink import Uplink
 from ecd.pages import Encoding, Shape, unpack
 from ecd.wire.connection import PAGES
 from ecd.wire.link import Link
@@ -60,17 +60,15 @@ class Assisting:
         self,
         holder: PageHolder | None,
         encoding: Encoding | None,
-        meter: Meter,
+        meters: Meters[Uplink],
         totals: EdgeTotals,
-        link: Callable[[], Link | None],
     ):
         self.holder = holder if holder is not None and holder.shape is not None else None
         # Jobs for the drafter's thread; `done` is told what came of each.
         self.puts: deque[Put] = deque()
         self._encoding = encoding
-        self._meter = meter
+        self._meters = meters
         self._totals = totals
-        self._link = link
         self._ways: dict[int, _Way] = {}
         self._held: dict[int, int] = {}
 
@@ -92,7 +90,7 @@ class Assisting:
                 fresh += max(0, held - (self.holder.prefill(slot).cached if before is None else before))
                 self._held[answer.id] = held
         if LEAST_READ_TOKENS <= fresh <= MOST_READ_TOKENS:
-            self._meter.read(fresh, seconds)
+            self._meters.read(fresh, seconds)
         for answer in answers:
             self._consider(answer)
 
@@ -114,13 +112,13 @@ class Assisting:
         way = self._ways.get(answer.id)
         if way is None or way.assist.wanted is None or not isinstance(message, Kv):
             return
-        assist, speeds = way.assist, None if way.link else self._speeds(way)
+        assist, speeds = way.assist, None if way.link else self._speeds(answer, way)
         if assist.stage is Stage.OVER:
             return
         assist.receive(message, speeds, monotonic())
         self._totals.page_bytes += len(message.payload)
         if way.link is None and (rate := way.assist.wanted.link_bytes_per_s) is not None:
-            self._meter.link_bytes_per_s = rate
+            self._meters.at(answer.uplink).link_bytes_per_s = rate
         match assist.stage:
             case Stage.OVER:
                 self._give_up(answer, way)
@@ -128,7 +126,7 @@ class Assisting:
                 self._put(answer, assist)
             case Stage.WAITING:
                 if credit := way.assist.wanted.grant(self._stream(answer, way)):
-                    self._send(way, credit)
+                    self._send(answer, way, credit)
             case _:
                 pass
 
@@ -156,7 +154,7 @@ class Assisting:
             return
         if way.assist.stage is Stage.OVER or way.assist.complete:
             return
-        if not self._offered():
+        if not self._offered(answer):
             # This cloud is another one.
             way.assist.stage = Stage.OVER
             return
@@ -167,12 +165,12 @@ class Assisting:
         way = self._ways.pop(answer.id, None)
         self._held.pop(answer.id, None)
         if way and way.assist.wanted and way.assist.stage in (Stage.TRYING, Stage.WAITING):
-            self._send(way, way.assist.wanted.give_up(self._stream(answer, way)))
+            self._send(answer, way, way.assist.wanted.give_up(self._stream(answer, way)))
 
     # -- inside
 
-    def _offered(self) -> bool:
-        link = self._link()
+    def _offered(self, answer: Answer) -> bool:
+        link = _cloud(answer)
         if link is None or link.connection.peer is None or self.holder is None or self.holder.shape is None:
             return False
         peer = link.connection.peer
@@ -180,18 +178,19 @@ class Assisting:
             PAGES in peer.features and getattr(peer, "model", {}).get(PAGES) == self.holder.shape.model.hex()
         )
 
-    def _speeds(self, way: _Way) -> Speeds | None:
-        link, local_s = self._link(), self._meter.read_s
+    def _speeds(self, answer: Answer, way: _Way) -> Speeds | None:
+        link, meter = _cloud(answer), self._meters.at(answer.uplink)
+        local_s = meter.read_s
         cloud = None if link is None else cloud_speeds(link.connection.peer_load)
         if link is None or local_s is None or cloud is None:
             return None
         rate = way.assist.wanted.link_bytes_per_s if way.assist.wanted else None
         rtt_s = link.connection.rtt.smoothed_s or 0.0
-        return Speeds(local_s, *cloud, rate or self._meter.link_bytes_per_s, rtt_s)
+        return Speeds(local_s, *cloud, rate or meter.link_bytes_per_s, rtt_s)
 
     def _consider(self, answer: Answer) -> None:
         generation = answer.generation
-        if generation.slot is None or not generation.stream or not self._offered():
+        if generation.slot is None or not generation.stream or not self._offered(answer):
             return
         if generation.request.fresh:
             # The cloud may hold some of it for another text.
@@ -203,18 +202,18 @@ class Assisting:
         if way is None:
             assist = Assist(self.holder.shape, self._encoding, len(generation.request.prompt))
             way = self._ways[answer.id] = _Way(assist)
-        speeds = self._speeds(way)
+        speeds = self._speeds(answer, way)
         if speeds is not None and way.assist.consider(self._held.get(answer.id, 0), speeds, monotonic()):
             self._ask(answer, way)
 
     def _ask(self, answer: Answer, way: _Way) -> None:
         assert way.assist.wanted is not None
-        self._send(way, way.assist.wanted.ask(self._stream(answer, way)))
+        self._send(answer, way, way.assist.wanted.ask(self._stream(answer, way)))
 
     def _give_up(self, answer: Answer, way: _Way) -> None:
         assist = way.assist
         assert assist.wanted is not None
-        self._send(way, assist.wanted.give_up(self._stream(answer, way)))
+        self._send(answer, way, assist.wanted.give_up(self._stream(answer, way)))
         if assist.failed is None:
             log.debug("the link is too slow for pages of session %d", answer.id)
             return
@@ -237,7 +236,12 @@ class Assisting:
     def _stream(self, answer: Answer, way: _Way) -> int:
         return way.stream or answer.generation.stream
 
-    def _send(self, way: _Way, message: Kv | Credit) -> None:
-        link = way.link or self._link()
+    def _send(self, answer: Answer, way: _Way, message: Kv | Credit) -> None:
+        link = way.link or _cloud(answer)
         if link is not None:
             link.send(message)
+
+
+def _cloud(answer: Answer) -> Link | None:
+    """The link to the cloud where the answer runs."""
+    return None if answer.uplink is None else answer.uplink.link

@@ -86,8 +86,8 @@ class EdgeCalls:
             return result_of(answer, finish, self._service.cloud_model)
 
     def _link_state(self) -> str:
-        link = self._service.uplink.link
-        return "draining" if link and link.connection.peer_draining else str(self._service.uplink.state)
+        link = self._service.uplinks.link
+        return "draining" if link and link.connection.peer_draining else str(self._service.uplinks.state)
 
     async def status(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """The link and what is served over it."""

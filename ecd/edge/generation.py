@@ -14,6 +14,7 @@ from ecd.edge.acceptance import Acceptance, DecayedRate
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.departure import last_moment
 from ecd.edge.drafter import Context, DraftTask
+from ecd.edge.ending import Ending
 from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
@@ -32,7 +33,7 @@ AT_ONCE = 6
 
 
 class Phase(Enum):
-    """WAITING for a connection, STREAMING from the cloud, ALONE without one, FINISHED."""
+    """WAITING for a connection, STREAMING from the cloud, ALONE for good without one, FINISHED."""
 
     WAITING = auto()
     STREAMING = auto()
@@ -44,7 +45,8 @@ class Phase(Enum):
 class Generation:
     """State of one answer. `acceptance` is shared by all answers of the edge.
 
-    `turns` is there when the edge commits tokens too.
+    `turns` is there when the edge commits tokens too, `alone` while no cloud takes the answer and the draft
+    goes on by itself.
     """
 
     request: Request
@@ -59,6 +61,7 @@ class Generation:
     slot: int | None = None
     pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
+    alone: Ending | None = None
     lines: Lines = field(init=False)
     _conditions: Conditions | None = None
     _max_ahead: int = 0
@@ -115,7 +118,7 @@ class Generation:
         it takes tokens that the edge commits; to one that does not, the rest of the text is left. `prefix`:
         hash and length of a beginning of the prompt that it may have already.
         """
-        self._conditions = conditions
+        self._conditions, self.alone = conditions, None
         if not commits:
             self.turns = None
         if self.turns is not None:
@@ -258,6 +261,41 @@ class Generation:
         self.tally.forwards += message.forwards
         return [Send(last) for last in self.turns.after_the_end(self.phase is Phase.FINISHED, self.stream)]
 
+    # -- without a cloud
+
+    def go_on_alone(self, ending: Ending) -> list[Command]:
+        """No cloud takes the answer: until one does, what the draft model guesses is the text.
+
+        `ending` has seen all tokens so far.
+        """
+        if self.phase is not Phase.WAITING or self.slot is None:
+            return []
+        self.alone = ending
+        return self._commit_guesses()
+
+    def _commit_guesses(self) -> list[Command]:
+        """The draft model's guesses are the text; what was copied is only a guess."""
+        assert self.alone is not None
+        ids: list[int] = []
+        finish = Finish.NONE
+        while (
+            finish is Finish.NONE and (guesses := self.lines.main.guesses) and guesses[0].drafter == "model"
+        ):
+            token = guesses[0].token
+            self.tokens.append(token)
+            self.lines.settle(token)
+            ids.append(token)
+            finish = self.alone.after(token)
+        self.lines.clear()
+        if not ids:
+            return []
+        origins = (Origin.EDGE_OFFLINE,) * len(ids)
+        self.origins.extend(origins)
+        if finish is Finish.NONE:
+            return [Emit(tuple(ids), origins)]
+        self.phase = Phase.FINISHED
+        return [Emit(tuple(ids), origins), Finished(finish)]
+
     def _count(self, message: Tokens) -> None:
         tally = self.tally
         tally.forwards += 1
@@ -331,6 +369,11 @@ class Generation:
             - self.ahead
         )
 
+    def _room_of(self, line: Line) -> int:
+        """Guesses that the drafter may add to a line at once."""
+        own = self._is_own_turn or self.alone is not None
+        return self._room_for_copies if line is self.lines.main and not own else 1
+
     @property
     def _asks_model(self) -> bool:
         """Whether the model is to guess next; where it is not, text may still be copied."""
@@ -350,6 +393,9 @@ class Generation:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
             return []
+        if self.alone is not None:
+            self._running = (self.lines.main,)
+            return [self._task(self.lines.main, model=True)]
         if self._is_own_turn:
             # A guess that is there is not sure enough, and waits for the cloud.
             self._running = None if self.lines.main.guesses else (self.lines.main,)
@@ -375,9 +421,9 @@ class Generation:
             len(request.prompt),
             len(self.tokens),
             request.sampling,
-            self._room_for_copies if line is main and not self._is_own_turn else 1,
+            self._room_of(line),
             model,
-            not self._is_own_turn,
+            not self._is_own_turn and self.alone is None,
             request.fresh,
         )
 
@@ -393,6 +439,8 @@ class Generation:
             self._take(line, task, guesses)
             for line, task, guesses in zip(running, tasks, results, strict=True)
         ]
+        if self.alone is not None:
+            return self._commit_guesses()
         own = self._own_turn()
         return [*own, *(self._ask_to_wait() if any(late) else ()), *self._send_or_wait(now)]
 
@@ -406,8 +454,7 @@ class Generation:
         if self.lines.holds(line) and position == line.end:
             if not guesses and not task.model:
                 line.dry = True
-            room = self._room_for_copies if line is self.lines.main and not self._is_own_turn else 1
-            line.extend(guesses[: max(0, room)], self.acceptance, self.slot)
+            line.extend(guesses[: max(0, self._room_of(line))], self.acceptance, self.slot)
         elif line is self.lines.main and guesses and position < len(self.tokens):
             # Too late to be sent, and still a lesson: the text before it was right.
             self._learn(guesses[0], 0, right=guesses[0].token == self.tokens[position])

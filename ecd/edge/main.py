@@ -21,7 +21,8 @@ from ecd.edge.page_holder import PageHolder
 from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.taking import Taking, handover, showing
-from ecd.edge.uplink import Backoff, Uplink
+from ecd.edge.uplink import Backoff
+from ecd.edge.uplinks import Place, Uplinks
 from ecd.pages import Encoding
 from ecd.trust.tls import edge_context
 from ecd.wire.connection import COMMIT, PAGES, Role
@@ -66,6 +67,13 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
+def places_of(config: EdgeConfig) -> list[Place]:
+    """Where the clouds of the settings are."""
+    if not config.clouds:
+        return [Place(*split_address(config.cloud))]
+    return [Place(*split_address(each.address), each.weight, each=True) for each in config.clouds]
+
+
 async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifecycle) -> None:
     acceptance, meter = Acceptance(), Meter()
     pages = drafter if isinstance(drafter, PageHolder) else None
@@ -85,14 +93,14 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         link_wait_s=config.link_wait_s,
         pages=pages,
         encoding=encoding,
+        link_grace_s=config.link_grace_s,
     )
-    host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
     link = replace(link_settings(Role.EDGE, config, model, limits={}), token=config.token)
     if pages is not None:
         link = replace(link, features=(*link.features, PAGES))
-    uplink = Uplink(host, port, link, backoff, service.on_event, config.tls)
-    service.attach(uplink)
+    uplinks = Uplinks(places_of(config), link, backoff, service.on_event, lambda: service.bound, config.tls)
+    service.attach(uplinks)
     settings = AnswerSettings.of(config)
     handing = Handing(service, link, insecure=config.insecure)
     limits = {"max_streams": config.sessions, "max_context": config.context_tokens}
@@ -102,13 +110,14 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
     async with (
-        background(service.draft_forever, service.tend_forever, uplink.keep),
+        background(service.draft_forever, service.tend_forever, uplinks.keep),
         gateway(config, service, model, settings) as urls,
         control_socket(config.socket, calls.handlers()),
         handover(config, taking),
     ):
         http = ", ".join(urls) or "none"
-        log.info("ready: %s for %s, control on %s, HTTP %s", config.model, config.cloud, config.socket, http)
+        clouds = ", ".join(each.address for each in config.clouds) or config.cloud
+        log.info("ready: %s for %s, control on %s, HTTP %s", config.model, clouds, config.socket, http)
         await until_end(life, service.drain, config.drain_s)
         service.stop()
         # One turn of the loop for the last answers to reach their clients.

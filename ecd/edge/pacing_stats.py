@@ -64,6 +64,8 @@ def learned(generation: Generation) -> dict[str, Any]:
 def state(generation: Generation) -> str:
     """What becomes of the draft model's guesses just now."""
     pace = generation.pace
+    if generation.alone is not None:
+        return "alone"
     if generation.slot is None or not pace.ahead:
         return "off"
     if generation.request.fixed_pace is not None:

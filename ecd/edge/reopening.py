@@ -31,8 +31,8 @@ class Reopening:
     _losses: int = 0
     _lost_at: int = 0
 
-    def after(self, code: Code, committed: int) -> Reopen:
-        """The stream was reset with `code` after so many tokens of the answer."""
+    def after(self, code: Code, committed: int, elsewhere: bool) -> Reopen:
+        """The stream was reset with `code` after so many tokens; `elsewhere`: another cloud takes it now."""
         match code:
             case Code.ENGINE_RESTARTED:
                 self._losses = self._losses + 1 if committed == self._lost_at else 1
@@ -40,6 +40,8 @@ class Reopening:
                 return Reopen.NOW if self._losses <= MAX_ENGINE_LOSSES else Reopen.NEVER
             case Code.UNKNOWN_PREFIX if not self.whole:
                 self.whole = True
+                return Reopen.NOW
+            case Code.DRAINING | Code.BUSY if elsewhere:
                 return Reopen.NOW
             case Code.DRAINING:
                 return Reopen.LATER

@@ -15,6 +15,16 @@ MAX_PATIENCE_US = (1 << 32) - 1
 UNSURE = Pace(ahead=16)
 
 
+class LinkLoss(StrEnum):
+    """What an answer does while no cloud takes it: WAIT for one for a time, FAIL at once, or DEGRADE: go on
+    from the draft model's own tokens.
+    """
+
+    WAIT = "wait"
+    DEGRADE = "degrade"
+    FAIL = "fail"
+
+
 class Mode(StrEnum):
     """Who chooses the tokens: the target, the target without hints, the draft model, or each where it is
     sure.
@@ -46,6 +56,7 @@ class Request:
     controller. Without `alternates` the draft's second choices are not followed.
     `logprobs`: how many of the most likely tokens to tell with each committed one, None for no logprobs.
     `fresh`: nothing that was computed for earlier texts may be used, here or at the cloud.
+    `link_loss`: what to do without a cloud.
     `timeline`: keep what happens and when, for a reader that draws it. `committed`: tokens of the answer that
     there are already, when it comes from another edge.
     """
@@ -66,8 +77,14 @@ class Request:
     hint_tokens: int | None = None
     logprobs: int | None = None
     fresh: bool = False
+    link_loss: LinkLoss = LinkLoss.WAIT
     timeline: bool = False
     committed: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Those of the prompt and the longest answer together."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def first_pace(self) -> Pace:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from ecd.config import Agreement, EdgeConfig, PatienceMs, Share, Threshold
 from ecd.edge.pacing import Objective
-from ecd.edge.request import Mode, Request
+from ecd.edge.request import LinkLoss, Mode, Request
 from ecd.errors import BadRequest
 from ecd.logprobs import MAX_TOP
 from ecd.prompt import Tokenizer, prompt_tokens
@@ -29,8 +29,9 @@ class RunArgs(BaseModel):
     draft's second choices are followed too. objective, patience_ms (how long the cloud may hold a step back),
     hint_tokens (the hints it waits for, and that go into a frame), ahead_tokens: the edge's settings where
     they are None. logprobs: how many of the most likely tokens to tell with each token's logprob, nothing
-    where it is None. mode, threshold, target_agreement, audit_share, kv_cache (False to use nothing that was
-    computed for earlier texts): the edge's settings too where they are None.
+    where it is None. link_loss: what to do while no cloud takes the answer. kv_cache: False to use nothing
+    that was computed for earlier texts. mode, threshold, target_agreement, audit_share, link_loss, kv_cache:
+    the edge's settings too where they are None.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -60,6 +61,7 @@ class RunArgs(BaseModel):
     ahead_tokens: int | None = Field(default=None, ge=0, le=1024)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     kv_cache: bool | None = None
+    link_loss: Annotated[LinkLoss, Strict(False)] | None = None
 
     def sampling(self) -> Sampling:
         """The sampling settings, a seed drawn where none is given. Raises BadRequest."""
@@ -93,6 +95,7 @@ class AnswerSettings(BaseModel):
     patience_ms: PatienceMs | Literal["rounds"] | None = None
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     kv_cache: bool = True
+    link_loss: LinkLoss = LinkLoss.WAIT
 
     @classmethod
     def of(cls, config: EdgeConfig) -> "AnswerSettings":
@@ -160,7 +163,20 @@ def request_of(args: RunArgs, tokenizer: Tokenizer, settings: AnswerSettings) ->
         hint_tokens=settings.hint_tokens if args.hint_tokens is None else args.hint_tokens,
         logprobs=args.logprobs,
         fresh=not (settings.kv_cache if args.kv_cache is None else args.kv_cache),
+        link_loss=_link_loss(args, settings),
     )
+
+
+def _link_loss(args: RunArgs, settings: AnswerSettings) -> LinkLoss:
+    """What was asked for, or the edge's setting where the answer can do that. Raises BadRequest."""
+    without_drafts, with_logprobs = not args.draft or args.ahead_tokens == 0, args.logprobs is not None
+    if args.link_loss is LinkLoss.DEGRADE and without_drafts:
+        raise BadRequest("link_loss degrade goes on with drafts, and this answer is to have none")
+    if args.link_loss is LinkLoss.DEGRADE and with_logprobs:
+        raise BadRequest("link_loss degrade goes on without the target, and logprobs are the target's")
+    chosen = args.link_loss or settings.link_loss
+    impossible = without_drafts or with_logprobs
+    return LinkLoss.WAIT if chosen is LinkLoss.DEGRADE and impossible else chosen
 
 
 def _mode(args: RunArgs, settings: AnswerSettings) -> Mode:

@@ -1,7 +1,7 @@
 """The edge daemon: prompts in from the control socket, hints up, committed tokens down, text out.
 
-Wires `Generation`, a `Drafter` and the `Uplink` together. The event loop owns all state; the drafter's thread
-only runs one forward at a time on what it is handed.
+Wires `Generation`, a `Drafter` and the `Uplinks` together. The event loop owns all state; the drafter's
+thread only runs one forward at a time on what it is handed.
 """
 
 import asyncio
@@ -11,24 +11,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, assert_never
+from weakref import WeakKeyDictionary
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.assisting import Assisting, Put, put
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
+from ecd.edge.ending import Ending
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.known_prefixes import KnownPrefixes
 from ecd.edge.meter import Meter
+from ecd.edge.meters import Meters
 from ecd.edge.pacing import Pacer
 from ecd.edge.page_holder import PageHolder
 from ecd.edge.reopening import Reopen
-from ecd.edge.request import Mode, Request
+from ecd.edge.request import LinkLoss, Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.threshold import Thresholds
 from ecd.edge.timeline import Timeline
 from ecd.edge.turns import Turns
 from ecd.edge.uplink import Uplink
+from ecd.edge.uplinks import MAX_CONTEXT_TOKENS, Uplinks
 from ecd.errors import (
     BadRequest,
     Code,
@@ -49,18 +53,19 @@ from ecd.wire.messages import Audit, Credit, Finish, Kv, Open, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
-# Where no cloud has told its own limit yet; as ids they fit a frame.
-MAX_CONTEXT_TOKENS = 1 << 20
+# Where a cloud tells no limit of its own.
 MAX_AHEAD = 1024
+# A cloud that ends a stream with one of these may do better later, and another cloud now.
+TROUBLED = (Code.BUSY, Code.ENGINE_RESTARTED)
 
 
 class EdgeService:
     """All answers of one edge.
 
     acceptance, meter: what was learned, for the drafter to read too. piece: a token's bytes. ends: ids that
-    end a text by the draft model's list, for answers that no cloud has a say in. link_wait_s: how long an
-    answer may go without a link before it fails. pages: the drafter's cells, and how pages for them are to
-    travel (None: none are asked for).
+    end a text by the draft model's list, for answers that no cloud has a say in. An answer that no cloud
+    takes fails after link_wait_s, or goes on from the draft after link_grace_s, as its request says. pages:
+    the drafter's cells, and how pages for them are to travel (None: none are asked for).
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class EdgeService:
         n_vocab: int,
         piece: Callable[[int], bytes],
         link_wait_s: float,
+        link_grace_s: float = 1.0,
         ends: frozenset[int] = frozenset(),
         pages: PageHolder | None = None,
         encoding: Encoding | None = None,
@@ -80,10 +86,10 @@ class EdgeService:
         self.answers: dict[int, Answer] = {}
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
-        self.cloud_limits: dict[str, Any] = {}
-        self.cloud_ends: frozenset[int] = frozenset()
+        self.cloud_ends: frozenset[int] = ends
         self.acceptance = acceptance
         self.meter = meter
+        self._meters: Meters[Uplink] = Meters(meter)
         self.survival = Survival(EDGE_MEMORY)
         self.thresholds = Thresholds()
         self._drafter = drafter
@@ -92,22 +98,23 @@ class EdgeService:
         self._piece = piece
         self._ends = ends
         self._link_wait_s = link_wait_s
+        self._link_grace_s = link_grace_s
         self._thread = ThreadPoolExecutor(1, "drafter")
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._by_stream: dict[int, Answer] = {}
+        self._by_stream: dict[tuple[Uplink, int], Answer] = {}
         self._to_release: list[int] = []
         self._to_steer: list[Answer] = []
         self._draft_wanted = asyncio.Event()
         self._idle = asyncio.Event()
-        self._uplink: Uplink | None = None
-        self._takes_alternates = self._takes_prefixes = self._takes_commits = False
-        self._known = KnownPrefixes()
-        self.assisting = Assisting(pages, encoding, meter, self.totals, lambda: self.uplink.link)
+        self._uplinks: Uplinks | None = None
+        # Each cloud has got other texts.
+        self._known: WeakKeyDictionary[Uplink, KnownPrefixes] = WeakKeyDictionary()
+        self.assisting = Assisting(pages, encoding, self._meters, self.totals)
 
-    def attach(self, uplink: Uplink) -> None:
-        """Gives the service its link; before anything is asked of it."""
-        self._uplink = uplink
+    def attach(self, uplinks: Uplinks) -> None:
+        """Gives the service its links; before anything is asked of it."""
+        self._uplinks = uplinks
 
     # -- requests
 
@@ -120,16 +127,13 @@ class EdgeService:
         if self.draining:
             raise LinkError("this edge is draining and takes no new prompts")
         alone = request.mode is Mode.EDGE_ONLY
-        if self.uplink.refused and not alone:
-            raise LinkError(
-                f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
-            )
+        if self.uplinks.refused and not alone:
+            raise LinkError(self.uplinks.refused)
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
             raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         whose = "edge" if alone else "cloud"
-        most = self._drafter.slot_tokens if alone else MAX_CONTEXT_TOKENS
-        room = most if alone else self.cloud_limits.get("max_context", most)
+        room = self._drafter.slot_tokens if alone else self.max_context or MAX_CONTEXT_TOKENS
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
@@ -140,7 +144,7 @@ class EdgeService:
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
         turns = None
         if slot is not None and request.mode.edge_commits:
-            ends = self._ends if alone or not self.cloud_ends else self.cloud_ends
+            ends = self._ends if alone else self.cloud_ends
             turns = Turns.of(request, self.thresholds, self._piece, ends)
         generation = Generation(request, self.acceptance, pacer, turns)
         generation.slot = slot
@@ -173,7 +177,7 @@ class EdgeService:
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
-        cloud = int(self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)) - prompt_tokens
+        cloud = (self.max_context or MAX_CONTEXT_TOKENS) - prompt_tokens
         slot = self._drafter.slot_tokens - prompt_tokens
         return max(1, min(cloud, slot) if slot > 0 else cloud)
 
@@ -182,7 +186,7 @@ class EdgeService:
         answer = self.answers.get(answer_id)
         if answer is None:
             raise BadRequest(f"no session {answer_id} is running; `ecdctl sessions` lists them")
-        self._abandon(answer)
+        self._abandon(answer, "cancelled by the user")
         self.totals.cancelled += 1
         self._end(answer, RemoteError(Code.CANCELLED, f"session {answer_id} was cancelled"))
 
@@ -196,7 +200,7 @@ class EdgeService:
     def stop(self) -> None:
         """Ends what runs."""
         for answer in list(self.answers.values()):
-            self._abandon(answer)
+            self._abandon(answer, "the edge is stopping")
             self._end(answer, RemoteError(Code.CANCELLED, "the edge is stopping"))
 
     def kv_stats(self) -> dict[str, int]:
@@ -209,11 +213,22 @@ class EdgeService:
         self._thread.shutdown()
 
     @property
-    def uplink(self) -> Uplink:
-        """The link to the cloud."""
-        if self._uplink is None:
+    def uplinks(self) -> Uplinks:
+        """The links to the clouds."""
+        if self._uplinks is None:
             raise LinkError("the edge has no link yet")
-        return self._uplink
+        return self._uplinks
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that prompt and answer together may have; None while no cloud has told."""
+        return self.uplinks.fleet.max_context
+
+    @property
+    def bound(self) -> bool:
+        """Whether an answer has tokens already, which only the model that they are of may go on from."""
+        generations = [answer.generation for answer in self.answers.values()]
+        return any(g.origins and g.phase is not Phase.ALONE for g in generations)
 
     # -- drafting
 
@@ -277,7 +292,7 @@ class EdgeService:
         # Forwards that read a prompt, or that only copied, say nothing of what a guess costs.
         reading = any(answer.drafted_at is None for answer, _ in wanted)
         if not reading and all(guesses and guesses[0].drafter == "model" for guesses in results):
-            self.meter.drafted(seconds)
+            self._meters.drafted(seconds)
         left = iter(results)
         for answer, tasks in wanted:
             guesses = list(itertools.islice(left, len(tasks)))
@@ -302,78 +317,131 @@ class EdgeService:
 
     # -- link
 
-    def on_event(self, event: Event) -> None:
-        """Whatever happens on the link."""
+    def on_event(self, uplink: Uplink, event: Event) -> None:
+        """Whatever happens on the link to a cloud."""
         match event:
             case Connected():
                 self.cloud_model = getattr(event.peer, "model", {})
-                self.cloud_limits = event.peer.limits
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
-                self._takes_alternates = "alternates" in event.peer.features
-                self._takes_prefixes = "prefix" in event.peer.features
-                self.meter.link_bytes_per_s = None
-                self._takes_commits = "commit" in event.peer.features
+                self._meters.at(uplink).link_bytes_per_s = None
                 for answer in list(self.answers.values()):
                     self._open(answer)
             case Received():
-                self._on_message(event)
+                self._on_message(uplink, event)
             case PeerDraining():
-                log.info("the cloud takes no new sessions: %s", event.message)
-                self.uplink.reason = f"the cloud takes no new sessions: {event.message}"
+                self._move_on()
             case Closed():
-                self._by_stream.clear()
-                for answer in self.answers.values():
-                    if answer.link is None:
-                        answer.generation.lost()
-                        answer.waiting_since = monotonic()
-
-    async def tend_forever(self) -> None:
-        """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
-        while True:
-            await asyncio.sleep(0.25 if self.answers else 1.0)
-            now = monotonic()
-            for answer in list(self.answers.values()):
-                if answer.generation.phase is not Phase.WAITING:
-                    continue
-                if self.uplink.refused:
-                    self._end(answer, LinkError(f"the cloud refuses this edge: {self.uplink.refused}"))
-                elif now - answer.waiting_since > self._link_wait_s:
-                    reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplink.reason}"
-                    self._end(answer, LinkError(reason))
-                else:
+                for answer in [each for (at, _), each in self._by_stream.items() if at is uplink]:
+                    self._close_stream(answer)
+                    answer.waiting_since = monotonic()
                     self._open(answer)
 
-    def _open(self, answer: Answer) -> None:
-        link = self.uplink.link
-        if link is None or link.connection.peer_draining or answer.generation.phase is not Phase.WAITING:
+    async def tend_forever(self) -> None:
+        """Sees to answers now and then."""
+        while True:
+            await asyncio.sleep(0.25 if self.answers else 1.0)
+            self.tend()
+
+    def tend(self) -> None:
+        """Opens waiting answers again; fails those that waited too long, or that the cloud will not have."""
+        now = monotonic()
+        for answer in list(self.answers.values()):
+            if answer.generation.phase is not Phase.WAITING:
+                continue
+            if self.uplinks.refused:
+                self._end(answer, LinkError(self.uplinks.refused))
+            elif now - answer.waiting_since > self._link_wait_s:
+                reason = f"no link to the cloud for {self._link_wait_s:g} s: {self.uplinks.why_none}"
+                self._end(answer, LinkError(reason))
+            else:
+                self._open(answer)
+                self._degrade(answer, now)
+        self._move_on()
+
+    def _degrade(self, answer: Answer, now: float) -> None:
+        """An answer that no cloud takes goes on from the draft model's own tokens, if it may and can."""
+        generation, request = answer.generation, answer.generation.request
+        if request.link_loss is not LinkLoss.DEGRADE or generation.phase is not Phase.WAITING:
             return
-        stream = link.connection.new_stream()
-        self._by_stream[stream] = answer
-        # A cloud that names no limit takes hints however far ahead.
-        max_ahead = self.cloud_limits.get("max_ahead", MAX_AHEAD)
+        if generation.alone is None and now - answer.waiting_since >= self._link_grace_s:
+            log.warning("session %d goes on without a cloud: %s", answer.id, self.uplinks.why_none)
+            if generation.turns is not None:
+                # Has been told every token.
+                ending = generation.turns.ending
+            else:
+                ending = Ending(TextStream(request.stop), self._piece, self.cloud_ends, request.max_tokens)
+                for token in generation.committed:
+                    ending.after(token)
+            # Pages that were on their way do not come.
+            self.assisting.forget(answer)
+            self._perform(answer, generation.go_on_alone(ending))
+            self._draft_wanted.set()
+
+    def _move_on(self) -> None:
+        """Answers leave a cloud that drains or is quiet, if another takes them."""
+        for answer in list(self.answers.values()):
+            if (
+                answer.generation.phase is not Phase.STREAMING
+                or answer.uplink is None
+                or answer.link is not None
+            ):
+                continue
+            to = self.uplinks.successor(answer.uplink, answer.generation.request.tokens)
+            if to is not None:
+                log.info("session %d goes on at %s, from %s", answer.id, to.key, answer.uplink.key)
+                self._abandon(answer, "the answer goes on at another cloud")
+                self._close_stream(answer)
+                self._open(answer, to)
+
+    def _close_stream(self, answer: Answer) -> None:
+        """Nothing comes on the answer's stream any more."""
+        if answer.uplink is not None:
+            self._by_stream.pop((answer.uplink, answer.generation.stream), None)
+        answer.generation.lost()
+
+    def _open(self, answer: Answer, to: Uplink | None = None) -> None:
+        """Sends a waiting answer to a cloud, if one takes it."""
+        if answer.generation.phase is not Phase.WAITING:
+            return
         request = answer.generation.request
-        whole = request.fresh or answer.reopening.whole or not self._takes_prefixes
+        uplink = to or self.uplinks.choose(request.tokens)
+        if uplink is None or uplink.link is None or uplink.link.connection.peer is None:
+            self._fail_without_cloud(answer, LinkError(f"no link to the cloud: {self.uplinks.why_none}"))
+            return
+        connection, peer = uplink.link.connection, uplink.link.connection.peer
+        stream = connection.new_stream()
+        answer.uplink = uplink
+        self._by_stream[uplink, stream] = answer
+        self.uplinks.opened(uplink)
+        whole = request.fresh or answer.reopening.whole or "prefix" not in peer.features
         try:
             commands = answer.generation.open(
                 stream,
-                max_ahead,
-                alternates=self._takes_alternates,
-                commits=self._takes_commits,
-                conditions=self.meter.conditions,
+                peer.limits.get("max_ahead", MAX_AHEAD),
+                alternates="alternates" in peer.features,
+                commits="commit" in peer.features,
+                conditions=self._meters.at(uplink).conditions,
                 now=monotonic(),
-                prefix=None if whole else self._known.longest(request.prompt),
+                prefix=None if whole else self._known_at(uplink).longest(request.prompt),
             )
             self._perform(answer, commands)
             self.assisting.reopened(answer)
         except EcdError as e:
             self._end(answer, e)
 
-    def _abandon(self, answer: Answer) -> None:
-        """Tells the cloud that nobody wants the rest."""
-        link = answer.link or self.uplink.link
+    def _known_at(self, uplink: Uplink) -> KnownPrefixes:
+        return self._known.setdefault(uplink, KnownPrefixes())
+
+    def _fail_without_cloud(self, answer: Answer, error: EcdError) -> None:
+        if answer.generation.request.link_loss is LinkLoss.FAIL:
+            self._end(answer, error)
+
+    def _abandon(self, answer: Answer, reason: str) -> None:
+        """Tells the cloud, or the edge that it was handed over to, that nobody wants the rest from it."""
+        link = answer.source
         if answer.generation.phase is Phase.STREAMING and link is not None:
-            link.send(Reset(answer.generation.stream, Code.CANCELLED, "cancelled by the user"))
+            link.send(Reset(answer.generation.stream, Code.CANCELLED, reason))
 
     # -- answers that are handed over
 
@@ -387,9 +455,8 @@ class EdgeService:
 
     def hand_over(self, answer: Answer, link: Link, stream: int) -> None:
         """The answer is opened on a stream of another edge's; its cloud and the drafter are done with it."""
-        self._abandon(answer)
-        self._by_stream.pop(answer.generation.stream, None)
-        answer.generation.lost()
+        self._abandon(answer, "the answer goes on at another edge")
+        self._close_stream(answer)
         self._free(answer)
         answer.generation.stop_drafting()
         answer.link = link
@@ -397,7 +464,7 @@ class EdgeService:
         self._perform(answer, answer.generation.open(stream, 0, alternates=False, conditions=None, now=now))
 
     def take_back(self, answer: Answer) -> None:
-        """The other edge does not go on with it: the answer is opened at the cloud again."""
+        """The other edge does not go on with it: the answer is opened at a cloud again."""
         answer.link = None
         answer.waiting_since = monotonic()
         answer.generation.lost()
@@ -405,9 +472,9 @@ class EdgeService:
         self._open(answer)
         self._draft_wanted.set()
 
-    def _on_message(self, event: Received) -> None:
+    def _on_message(self, uplink: Uplink, event: Received) -> None:
         message = event.message
-        answer = self._by_stream.get(message.stream)
+        answer = self._by_stream.get((uplink, message.stream))
         if answer is None:
             return
         answer.wire_down += event.size
@@ -423,19 +490,22 @@ class EdgeService:
                     self.totals.target_forwards += message.forwards
                     self._forget_stream(answer)
             case Reset():
-                del self._by_stream[message.stream]
                 reason = readable(message.message)
-                answer.generation.lost()
+                self._close_stream(answer)
                 if message.code is Code.UNKNOWN_PREFIX:
                     answer.generation.refused()
-                    self._known.forget()
-                match answer.reopening.after(message.code, len(answer.generation.committed)):
+                    self._known_at(uplink).forget()
+                if message.code in TROUBLED:
+                    self.uplinks.troubled(uplink)
+                elsewhere = self.uplinks.elsewhere(uplink, answer.generation.request.tokens) is not None
+                match answer.reopening.after(message.code, len(answer.generation.committed), elsewhere):
                     case Reopen.NOW:
                         log.warning("session %d is opened again: %s", answer.id, reason)
                         self._open(answer)
                     case Reopen.LATER:
                         # Not this cloud, or not now: `tend_forever` tries again.
-                        self.uplink.reason = reason
+                        uplink.reason = reason
+                        self._fail_without_cloud(answer, RemoteError(message.code, reason))
                     case Reopen.NEVER:
                         self._end(answer, RemoteError(message.code, reason))
                     case other:
@@ -446,18 +516,18 @@ class EdgeService:
                 log.debug("ignored %s", type(message).__name__)
 
     def on_tokens(self, answer: Answer, message: Tokens) -> None:
-        """Committed tokens of the answer, from the cloud or from the edge that it was handed over to."""
+        """Committed tokens of the answer, from its cloud or from the edge that it was handed over to."""
         try:
             told = (token for each in message.logprobs or () for token, _ in each.top)
             largest = max(itertools.chain(message.ids, told), default=0)
             if largest >= self._n_vocab:
                 raise ProtocolError(f"token id {largest} is not in the vocabulary of {self._n_vocab}")
-            if answer.link is None:
-                self._measure(answer, message)
+            if answer.link is None and answer.uplink is not None:
+                self._measure(answer.uplink, answer, message)
             now = monotonic()
             if answer.timeline is not None:
                 guesses = answer.generation.lines.main.guesses
-                answer.timeline.arrived(message, guesses, self.meter.rtt_s, now)
+                answer.timeline.arrived(message, guesses, self._meters.at(answer.uplink).rtt_s, now)
             self._perform(answer, answer.generation.receive(message, now))
             self._steer_soon(answer)
             self.assisting.check(answer)
@@ -471,15 +541,15 @@ class EdgeService:
         self._draft_wanted.set()
 
     def _refuse(self, answer: Answer, error: ProtocolError) -> None:
-        log.error("the other end broke the protocol: %s", error)
-        if (link := answer.link or self.uplink.link) is not None:
+        if (link := answer.source) is not None:
+            log.error("the other end at %s broke the protocol: %s", link.peername, error)
             link.close(error.code, str(error))
 
     def _forget_stream(self, answer: Answer) -> None:
         """Nothing is waited for on the stream of an answer that is over, unless tokens of it are compared."""
         turns = answer.generation.turns
         if turns is None or not turns.pending:
-            self._by_stream.pop(answer.generation.stream, None)
+            self._close_stream(answer)
 
     def _steer_soon(self, answer: Answer) -> None:
         if not self._to_steer:
@@ -491,20 +561,18 @@ class EdgeService:
         answers, self._to_steer = self._to_steer, []
         for answer in answers:
             if answer.id in self.answers:
-                self._perform(answer, answer.generation.steer(self.meter.conditions, monotonic()))
+                conditions = self._meters.at(answer.uplink).conditions
+                self._perform(answer, answer.generation.steer(conditions, monotonic()))
         self._draft_wanted.set()
 
-    def _measure(self, answer: Answer, message: Tokens) -> None:
+    def _measure(self, uplink: Uplink, answer: Answer, message: Tokens) -> None:
         # The first step has read a piece of the prompt.
         if len(answer.generation.origins) > len(answer.generation.request.committed):
-            self.meter.stepped(message.step_us / 1e6, message.verified)
-        link = self.uplink.link
-        if link is not None:
-            self.meter.told(link.connection.peer_load)
-            self.meter.rtt_s, self.meter.jitter_s = (
-                link.connection.rtt.smoothed_s,
-                link.connection.rtt.variation_s,
-            )
+            self._meters.stepped(uplink, message.step_us / 1e6, message.verified)
+        if uplink.link is not None:
+            connection = uplink.link.connection
+            rtt = connection.rtt
+            self._meters.told(uplink, rtt.smoothed_s, rtt.variation_s, connection.peer_load)
 
     def _on_timer(self, answer: Answer) -> None:
         answer.timer = answer.due = None
@@ -537,7 +605,8 @@ class EdgeService:
         )
 
     def _send(self, answer: Answer, message: Any) -> None:
-        if (link := answer.link or self.uplink.link) is not None:
+        link = answer.source
+        if link is not None:
             size = link.send(message)
             answer.wire_up += size
             answer.open_bytes += size if isinstance(message, Open) else 0
@@ -548,8 +617,8 @@ class EdgeService:
         now = answer.waiting_since = monotonic()
         if answer.first_at is None:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
-            if answer.generation.phase is not Phase.ALONE:
-                self._known.add(answer.generation.request.prompt)
+            if answer.uplink is not None and answer.generation.phase is Phase.STREAMING:
+                self._known_at(answer.uplink).add(answer.generation.request.prompt)
         answer.last_at = now
         done = answer.generation.phase is Phase.FINISHED
         last = len(emit.ids) - 1 if done else None
@@ -562,15 +631,16 @@ class EdgeService:
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
-        generation = answer.generation
-        # Where the edge committed tokens, the cloud may not have the last of them.
-        if generation.origins and generation.turns is None:
-            self._known.add(generation.tokens)
+        generation, at = answer.generation, answer.uplink
+        # Where the edge committed tokens, or another one went on, the cloud may not have the last of them.
+        told = generation.turns is None and generation.alone is None and answer.link is None
+        if generation.origins and at is not None and told:
+            self._known_at(at).add(generation.tokens)
         generation.phase = Phase.FINISHED
         if answer.link is not None:
             answer.link.abort()
         elif isinstance(outcome, EcdError):
-            self._by_stream.pop(generation.stream, None)
+            self._close_stream(answer)
         else:
             self._forget_stream(answer)
         self._free(answer)

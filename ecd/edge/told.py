@@ -3,36 +3,62 @@
 Owns the shape of `status` and `stats`, as docs/PROTOCOL.md lists them.
 """
 
+from collections import Counter
 from dataclasses import asdict
 from time import process_time
 from typing import Any
 
+from ecd.edge.generation import Phase
 from ecd.edge.pacing_stats import conditions_told, pace_told
 from ecd.edge.service import EdgeService
+from ecd.wire.connection import Rtt
+from ecd.wire.link import Link
 
 
 def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
-    """The link and what is served over it."""
-    uplink = service.uplink
-    rtt = uplink.link.connection.rtt if uplink.link else None
-    load = uplink.link.connection.peer_load if uplink.link else {}
+    """The links and what is served over them. `link` is that of the cloud that stands best; of several clouds
+    `clouds` tells each by its address.
+    """
+    uplinks = service.uplinks
+    shown = uplinks.shown
+    running = Counter(a.uplink for a in service.answers.values() if a.generation.phase is Phase.STREAMING)
     return {
         "role": "edge",
         "state": "draining" if service.draining else "serving",
         "draft_model": draft_model,
         "target_model": service.cloud_model,
         "link": {
-            "state": str(uplink.state),
-            "draining": uplink.link is not None and uplink.link.connection.peer_draining,
-            "cloud": f"{uplink.host}:{uplink.port}",
-            "reason": uplink.reason,
-            "refused": uplink.refused is not None,
-            "connects": uplink.connects,
-            "rtt_ms": rtt.smoothed_s * 1000 if rtt and rtt.smoothed_s is not None else None,
-            "rtt_variation_ms": rtt.variation_s * 1000 if rtt and rtt.smoothed_s is not None else None,
-            "cloud_load": load,
+            "state": str(uplinks.state),
+            "draining": uplinks.link is not None and uplinks.link.connection.peer_draining,
+            "cloud": shown.key if shown else "",
+            "reason": uplinks.reason,
+            "refused": uplinks.refused is not None,
+            "connects": uplinks.connects,
+            **_link_told(uplinks.link),
+        },
+        "clouds": {
+            uplink.key: {
+                "weight": uplinks.fleet.members[uplink.key].weight,
+                "standing": str(uplinks.standing(uplink)),
+                "reason": uplink.reason,
+                "refused": uplink.refused is not None,
+                "connects": uplink.connects,
+                "running": running[uplink],
+                **_link_told(uplink.link),
+            }
+            for uplink in uplinks
+            if len(uplinks) > 1
         },
         "sessions": len(service.answers),
+    }
+
+
+def _link_told(link: Link | None) -> dict[str, Any]:
+    rtt = link.connection.rtt if link else Rtt()
+    return {
+        "rtt_ms": None if rtt.smoothed_s is None else rtt.smoothed_s * 1000,
+        "rtt_variation_ms": None if rtt.smoothed_s is None else rtt.variation_s * 1000,
+        "cloud_load": link.connection.peer_load if link else {},
     }
 
 
@@ -40,8 +66,8 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
     """Counters since start, finished answers only, and what follows from them."""
     service, totals = service, service.totals
     newest = next(reversed(service.answers.values()), None)
-    wire_in, wire_out = service.uplink.wire_bytes
-    packets_in, packets_out = service.uplink.packet_bytes
+    wire_in, wire_out = service.uplinks.wire_bytes
+    packets_in, packets_out = service.uplinks.packet_bytes
     return {
         **asdict(totals),
         "conditions": conditions_told(service.meter, service.survival),
@@ -53,7 +79,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         "running": len(service.answers),
         "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
         "forwards_per_token": totals.target_forwards / totals.committed if totals.committed else 0.0,
-        "link_connects": service.uplink.connects,
+        "link_connects": service.uplinks.connects,
         "wire_bytes_in": wire_in,
         "wire_bytes_out": wire_out,
         "wire_bytes_per_token": (wire_in + wire_out) / totals.committed if totals.committed else 0.0,

@@ -1,6 +1,7 @@
-"""The edge's one connection to the cloud: made, kept, lost and made again.
+"""The edge's one connection to a cloud: made, kept, lost and made again.
 
-Owns connect attempts and back-off. What travels on the link is the service's business.
+Owns connect attempts and back-off. What travels on the link is the service's business; which of several
+clouds an answer goes to is that of `Uplinks`.
 """
 
 import asyncio
@@ -49,9 +50,10 @@ class Backoff:
 class Uplink:
     """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
 
-    `tls`: None for plain TCP. Its files are read again for each connection.
-    `link` is the connected link or None. `refused` says why the cloud will not have this edge, None while it
-    may.
+    `key` tells uplinks apart. `tls`: None for plain TCP; its files are read again for each connection.
+    `name`: whose certificate the cloud must have, unless `tls` says; None: `host`. `link` is the connected
+    link or None. `refused` says why the cloud will not have this edge, or why it is left out, None while
+    neither is so.
     """
 
     def __init__(
@@ -60,10 +62,13 @@ class Uplink:
         port: int,
         settings: Settings,
         backoff: Backoff,
-        on_event: Callable[[Event], None],
+        on_event: Callable[["Uplink", Event], None],
         tls: EdgeTls | None = None,
+        name: str | None = None,
     ):
         self.host, self.port = host, port
+        self.name = name or host
+        self.key = f"{host}:{port}"
         self.state = LinkState.DOWN
         self.link: Link | None = None
         self.reason = "not tried yet"
@@ -115,7 +120,7 @@ class Uplink:
             links.append(Link(Connection(self._settings, monotonic()), self._on_link_event))
             return links[-1]
 
-        name = self.host if self._tls is None else self._tls.server_name or self.host
+        name = self.name if self._tls is None else self._tls.server_name or self.name
         try:
             context = None if self._tls is None else edge_context(self._tls)
             async with asyncio.timeout(self._settings.handshake_s):
@@ -168,10 +173,10 @@ class Uplink:
                 self.link = None
                 self._note(reason, refused=not event.retry)
                 self._closed.set()
-        self._on_event(event)
+        self._on_event(self, event)
 
     def _note(self, reason: str, *, refused: bool) -> None:
         self.refused = reason if refused else None
         if reason != self.reason:
-            log.warning("link down: %s", reason)
+            log.warning("no link to %s:%d: %s", self.host, self.port, reason)
         self.reason = reason

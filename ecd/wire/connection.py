@@ -274,6 +274,11 @@ class Connection:
         self._close(Code.UNAVAILABLE, reason)
         return self._take_events()
 
+    @property
+    def heard_at(self) -> float:
+        """When the peer was last heard of."""
+        return self._heard_at
+
     def next_timer(self) -> float | None:
         """When `timeout` must be called next; None once closed."""
         match self.state:

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -11,14 +10,14 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.drafter import DraftTask
 from ecd.edge.meter import Meter
-from ecd.edge.request import Mode, Request
+from ecd.edge.request import LinkLoss, Mode, Request
 from ecd.edge.results import result_of
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Uplink
-from ecd.errors import ContextOverflow, EngineError, Overloaded
+from ecd.errors import Code, ContextOverflow, EngineError, Overloaded
 from ecd.sampling import Guess, Sampling
-from ecd.wire.connection import Received, Rtt
+from ecd.wire.connection import Closed, Received
 from ecd.wire.messages import Audit, Commit, Finish, Open, Reset, Tokens
+from tests.edge.one_cloud import MadeUpLink, attach, connect
 
 PROMPT = (90, 91)
 END = 255
@@ -48,13 +47,10 @@ class Edge:
     """A service, the frames that it sent, and its drafting task."""
 
     def __init__(self, *, connected: bool = True) -> None:
-        self.sent: list[Any] = []
         self.drafter = Sure()
-        streams = iter(range(1, 99))
-        connection = SimpleNamespace(
-            peer_draining=False, peer_load={}, rtt=Rtt(), new_stream=lambda: next(streams)
-        )
-        link = SimpleNamespace(connection=connection, send=self.send) if connected else None
+        link = MadeUpLink()
+        link.connection.peer.features = ("commit",)
+        self.sent = link.sent
         self.service = EdgeService(
             self.drafter,
             Acceptance(),
@@ -64,20 +60,19 @@ class Edge:
             link_wait_s=9,
             ends=frozenset({END}),
         )
-        uplink = SimpleNamespace(link=link, refused=None if connected else "wrong token", host="h", port=1)
-        self.service.attach(cast(Uplink, uplink))
-        self.service._takes_commits = True
+        uplinks = attach(self.service)
+        (self.uplink,) = uplinks
+        if connected:
+            connect(uplinks, self.uplink, link)
+        else:
+            self.uplink.refused = "wrong token"
         self.drafting = asyncio.create_task(self.service.draft_forever())
-
-    def send(self, message: Any) -> int:
-        self.sent.append(message)
-        return 10
 
     def start(self, mode: Mode, **asked: Any) -> Answer:
         return self.service.start(Request(PROMPT, Sampling(), 20, mode=mode, threshold=0.5, **asked))
 
     def hear(self, message: Any) -> None:
-        self.service.on_event(Received(message, 10))
+        self.service.on_event(self.uplink, Received(message, 10))
 
 
 Make = Callable[..., Edge]
@@ -196,3 +191,18 @@ async def test_without_a_slot_confident_is_the_clouds_text(make: Make) -> None:
     assert second.generation.turns is None
     openings = [message for message in edge.sent if isinstance(message, Open)]
     assert [opening.limit for opening in openings] == [2, None]
+
+
+async def test_where_confident_is_unsure_and_no_cloud_is_left_the_draft_goes_on_if_it_may(make: Make) -> None:
+    edge = make()
+    answer = edge.start(Mode.CONFIDENT, link_loss=LinkLoss.DEGRADE)
+    edge.uplink.link = None
+    edge.service.uplinks.fleet.closed(edge.uplink.key)
+    edge.service.on_event(edge.uplink, Closed(Code.UNAVAILABLE, "gone"))
+    await until(lambda: answer.generation.ahead == 1)
+    assert answer.generation.committed == (1, 2)
+    answer.waiting_since -= 5
+    edge.service.tend()
+    origins, finish = await end_of(answer)
+    assert origins == ["edge-confident"] * 2 + ["edge-offline"] * 6
+    assert finish is Finish.STOP

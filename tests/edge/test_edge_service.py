@@ -1,8 +1,11 @@
-"""What the edge hands on of what comes over its link: chunks whose entries belong together, no bad ids."""
+"""What the edge hands on of what comes over its links, and which of them it uses.
 
+Chunks have entries that belong together and no bad ids.
+"""
+
+import asyncio
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -10,16 +13,18 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
-from ecd.edge.request import Request
+from ecd.edge.request import LinkLoss, Request
 from ecd.edge.service import EdgeService
 from ecd.edge.timeline import Committed, TokensArrived
-from ecd.edge.uplink import Uplink
-from ecd.errors import Code, RemoteError
+from ecd.edge.told import status_told
+from ecd.edge.uplinks import Place, Uplinks
+from ecd.errors import Code, ContextOverflow, LinkError, RemoteError
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess, Sampling
-from ecd.wire.connection import Closed, Connected, Received, Rtt
-from ecd.wire.messages import Finish, Open, Reset, Tokens, Welcome
+from ecd.wire.connection import Closed, PeerDraining, Received
+from ecd.wire.messages import Finish, Open, Reset, Tokens
 from ecd.wire.prefix import blocks
+from tests.edge.one_cloud import MadeUpLink, attach, connect
 
 PROMPT = (90, 91)
 # Bytes 0 to 255, and nothing else.
@@ -43,31 +48,19 @@ class NoDrafter:
     def close(self) -> None: ...
 
 
-class Wire:
-    """A link to a cloud that is the test."""
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-        self.closed: list[tuple[Code, str]] = []
-        self.connection = SimpleNamespace(
-            peer_draining=False, peer_load={}, rtt=Rtt(), new_stream=lambda: len(self.sent) + 1
-        )
-
-    def send(self, message: Any) -> int:
-        self.sent.append(message)
-        return 1
-
-    def close(self, code: Code, message: str) -> None:
-        self.closed.append((code, message))
-
-
-def welcome(features: tuple[str, ...]) -> Welcome:
-    fingerprint = {"special": {"end_of_generation": []}}
-    return Welcome(0, 1, 0, features, {}, fingerprint, {}, "test")
-
-
 def told(token: int) -> TokenLogprobs:
     return TokenLogprobs(-token / 64, ((token, -token / 64),))
+
+
+def service_of_bytes() -> EdgeService:
+    return EdgeService(
+        NoDrafter(),
+        Acceptance(),
+        Meter(),
+        n_vocab=SIZE,
+        piece=lambda token: bytes([token]),
+        link_wait_s=9,
+    )
 
 
 class Talk:
@@ -76,17 +69,11 @@ class Talk:
     def __init__(
         self, prompt: tuple[int, ...] = PROMPT, features: tuple[str, ...] = (), **asked: Any
     ) -> None:
-        self.wire = Wire()
-        self.service = EdgeService(
-            NoDrafter(),
-            Acceptance(),
-            Meter(),
-            n_vocab=SIZE,
-            piece=lambda token: bytes([token]),
-            link_wait_s=9,
-        )
-        self.service.attach(cast(Uplink, SimpleNamespace(link=self.wire, refused=None)))
-        self.service.on_event(Connected(welcome(features)))
+        self.wire = MadeUpLink(features=features)
+        self.service = service_of_bytes()
+        self.uplinks = attach(self.service)
+        (self.uplink,) = self.uplinks
+        connect(self.uplinks, self.uplink, self.wire)
         self.answer = self.service.start(Request(prompt, Sampling(), 20, **asked))
 
     @property
@@ -102,17 +89,19 @@ class Talk:
     def finish(self, ids: bytes) -> None:
         """The answer is told and over."""
         stream, base = self.answer.generation.stream, len(self.answer.generation.tokens)
-        message = Tokens(stream, base, tuple(ids), 0, 0, 900, Finish.STOP)
-        self.service.on_event(Received(message, 30))
+        self.receive(Tokens(stream, base, tuple(ids), 0, 0, 900, Finish.STOP))
 
     def reset(self, code: Code) -> None:
-        self.service.on_event(Received(Reset(self.answer.generation.stream, code, "gone"), 30))
+        self.receive(Reset(self.answer.generation.stream, code, "gone"))
 
     def tokens(self, ids: bytes, finish: Finish = Finish.NONE, **changes: Any) -> None:
         logprobs = tuple(told(token) for token in ids)
         base = len(self.answer.generation.tokens)
-        given = {"finish": finish, "logprobs": logprobs} | changes
-        self.service.on_event(Received(Tokens(1, base, tuple(ids), 0, 0, 900, **given), 30))
+        given: dict[str, Any] = {"finish": finish, "logprobs": logprobs} | changes
+        self.receive(Tokens(1, base, tuple(ids), 0, 0, 900, **given))
+
+    def receive(self, message: Any) -> None:
+        self.service.on_event(self.uplink, Received(message, 30))
 
     def chunk(self) -> Chunk:
         chunk = self.answer.chunks.get_nowait()
@@ -156,9 +145,7 @@ async def test_who_did_not_ask_gets_none() -> None:
 )
 async def test_what_cannot_be_the_clouds_ends_the_connection_and_is_not_shown(bad: dict[str, Any]) -> None:
     talk = Talk(logprobs=1)
-    talk.service.on_event(
-        Received(Tokens(1, len(PROMPT), bad["ids"], 0, 0, 900, Finish.NONE, bad["logprobs"]), 30)
-    )
+    talk.receive(Tokens(1, len(PROMPT), bad["ids"], 0, 0, 900, Finish.NONE, bad["logprobs"]))
     ((code, _),) = talk.wire.closed
     assert code is Code.PROTOCOL
     assert talk.answer.chunks.empty()
@@ -250,8 +237,11 @@ async def test_a_cloud_that_never_knows_is_not_asked_for_ever() -> None:
 async def test_an_answer_that_is_resumed_builds_on_its_own_prompt() -> None:
     talk = Talk(**DELTAS)
     talk.tokens(b"ab", logprobs=None)
-    talk.service.on_event(Closed(Code.UNAVAILABLE, "lost"))
-    talk.service.on_event(Connected(welcome(("prefix",))))
+    talk.uplink.link = None
+    talk.uplinks.fleet.closed(talk.uplink.key)
+    talk.service.on_event(talk.uplink, Closed(Code.UNAVAILABLE, "lost"))
+    connect(talk.uplinks, talk.uplink, talk.wire)
+    talk.service.tend()
     assert (talk.opened.prefix_len, talk.opened.committed) == (128, tuple(b"ab"))
 
 
@@ -264,3 +254,227 @@ async def test_what_the_cloud_had_is_told_and_never_more_than_there_is() -> None
     boastful = Talk(prompt=LONG)
     boastful.tokens(b"a", logprobs=None, cached=1 << 31)
     assert boastful.answer.generation.tally.cached_tokens == len(LONG)
+
+
+class TwoClouds(Talk):
+    """The answer runs at `here`; there is another cloud."""
+
+    def __init__(self) -> None:
+        self.service = service_of_bytes()
+        self.uplinks = attach(self.service, Place("here", 1), Place("there", 1))
+        self.here, self.there = self.uplinks
+        self.links = {uplink: MadeUpLink() for uplink in self.uplinks}
+        for uplink in self.uplinks:
+            connect(self.uplinks, uplink, self.links[uplink])
+        self.answer = self.service.start(Request(PROMPT, Sampling(), 20))
+        if self.answer.uplink is self.there:
+            self.here, self.there = self.there, self.here
+        self.uplink, self.wire = self.here, self.links[self.here]
+
+    def now_there(self) -> Open:
+        """The answer was opened at the other cloud; from now on that is where tokens come from."""
+        assert self.answer.uplink is self.there
+        (opening,) = self.links[self.there].sent
+        assert isinstance(opening, Open)
+        self.uplink = self.there
+        return opening
+
+
+def said(talk: Talk) -> bytes:
+    return bytes(talk.answer.generation.committed)
+
+
+async def test_an_answer_goes_on_at_another_cloud_when_its_own_dies() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.here.link = None
+    talk.uplinks.fleet.closed(talk.here.key)
+    talk.service.on_event(talk.here, Closed(Code.UNAVAILABLE, "gone"))
+    assert talk.now_there().committed == tuple(b"ab")
+    talk.tokens(b"c", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_leaves_a_draining_cloud_and_what_that_one_still_says_is_not_heard() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.uplinks.fleet.draining(talk.here.key)
+    talk.service.on_event(talk.here, PeerDraining("bye"))
+    assert talk.now_there().committed == tuple(b"ab")
+    *_, farewell = talk.wire.sent
+    assert (type(farewell), farewell.stream, farewell.code) == (Reset, 1, Code.CANCELLED)
+    late = Tokens(1, len(talk.answer.generation.tokens), (99,), 0, 0, 900, Finish.NONE)
+    talk.service.on_event(talk.here, Received(late, 30))
+    talk.tokens(b"c", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_stays_at_a_draining_cloud_while_there_is_no_other() -> None:
+    talk = TwoClouds()
+    talk.uplinks.fleet.closed(talk.there.key)
+    talk.uplinks.fleet.draining(talk.here.key)
+    talk.service.on_event(talk.here, PeerDraining("bye"))
+    talk.tokens(b"abc", Finish.LENGTH, logprobs=None)
+    assert said(talk) == b"abc"
+
+
+async def test_an_answer_leaves_a_cloud_that_has_fallen_silent() -> None:
+    talk = TwoClouds()
+    talk.tokens(b"ab", logprobs=None)
+    talk.wire.connection.heard_at -= 3.0
+    talk.service.tend()
+    assert talk.now_there().committed == tuple(b"ab")
+
+
+@pytest.mark.parametrize("code", [Code.BUSY, Code.DRAINING, Code.ENGINE_RESTARTED])
+async def test_an_answer_that_one_cloud_turns_away_is_taken_to_the_other(code: Code) -> None:
+    talk = TwoClouds()
+    if code is Code.DRAINING:
+        talk.uplinks.fleet.draining(talk.here.key)
+    talk.reset(code)
+    assert talk.now_there().committed == ()
+
+
+async def test_an_answer_that_all_clouds_turn_away_has_failed() -> None:
+    talk = TwoClouds()
+    talk.reset(Code.BUSY)
+    talk.now_there()
+    talk.reset(Code.BUSY)
+    failure = talk.answer.chunks.get_nowait()
+    assert isinstance(failure, RemoteError)
+    assert failure.code is Code.BUSY
+
+
+async def test_each_answer_has_the_round_trip_of_its_own_cloud() -> None:
+    talk = TwoClouds()
+    talk.links[talk.here].connection.rtt.sample(0.01)
+    talk.links[talk.there].connection.rtt.sample(0.012)
+    second = talk.service.start(Request(PROMPT, Sampling(), 20))
+    assert second.uplink is talk.there
+    assert (talk.answer.rtt_ms, second.rtt_ms) == (None, 12.0)
+    talk.tokens(b"a", logprobs=None)
+    assert talk.service.meter.rtt_s == 0.01
+
+
+async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
+    talk = TwoClouds()
+    connect(talk.uplinks, talk.here, talk.links[talk.here], max_context=30)
+    connect(talk.uplinks, talk.there, talk.links[talk.there], max_context=50)
+    for _ in range(3):
+        assert talk.service.start(Request(PROMPT, Sampling(), 48)).uplink is talk.there
+    with pytest.raises(ContextOverflow, match="cloud's context of 50"):
+        talk.service.start(Request(PROMPT, Sampling(), 49))
+
+
+def without_a_cloud(link_loss: LinkLoss, *, drafter: Any = None) -> tuple[EdgeService, Uplinks]:
+    service = EdgeService(
+        drafter or NoDrafter(),
+        Acceptance(),
+        Meter(),
+        n_vocab=SIZE,
+        piece=lambda token: bytes([token]),
+        link_wait_s=0.4 if link_loss is LinkLoss.WAIT else 60.0,
+        link_grace_s=0.1,
+        ends=frozenset({0}),
+    )
+    return service, attach(service)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_is_to_fail_without_a_cloud_fails_at_once(at_once: bool) -> None:
+    service, uplinks = without_a_cloud(LinkLoss.FAIL)
+    (uplink,) = uplinks
+    request = Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.FAIL)
+    if not at_once:
+        connect(uplinks, uplink, MadeUpLink())
+        answer = service.start(request)
+        assert answer.chunks.empty()
+        uplink.link = None
+        uplinks.fleet.closed(uplink.key)
+        service.on_event(uplink, Closed(Code.UNAVAILABLE, "gone"))
+    else:
+        answer = service.start(request)
+    failure = answer.chunks.get_nowait()
+    assert isinstance(failure, LinkError)
+    assert "no link to the cloud" in str(failure)
+    assert not service.answers
+
+
+async def test_what_waits_fails_when_it_has_waited_long_enough() -> None:
+    service, _ = without_a_cloud(LinkLoss.WAIT)
+    answer = service.start(Request(PROMPT, Sampling(), 20))
+    tending = asyncio.create_task(service.tend_forever())
+    async with asyncio.timeout(5):
+        failure = await answer.chunks.get()
+    tending.cancel()
+    assert isinstance(failure, LinkError)
+    assert "no link to the cloud for 0.4 s: not tried yet" in str(failure)
+
+
+class Counting:
+    """Guesses 1 to 6 and then the end, or 1 for ever where there is a bias on it."""
+
+    slots = branches = 1
+    slot_tokens = 1 << 20
+
+    def prefill(self, slot: int) -> Prefill:
+        return Prefill()
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        return [
+            (Guess(1 if task.sampling.logit_bias else (len(task.context) - task.prompt_len + 1) % 7, 0.9),)
+            for task in tasks
+        ]
+
+    def release(self, slot: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+async def test_what_degrades_goes_on_from_the_draft_and_back_at_the_cloud() -> None:
+    service, uplinks = without_a_cloud(LinkLoss.DEGRADE, drafter=Counting())
+    (uplink,) = uplinks
+    answer = service.start(Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.DEGRADE))
+    jobs = [asyncio.create_task(job()) for job in (service.tend_forever, service.draft_forever)]
+    async with asyncio.timeout(5):
+        ids: tuple[int, ...] = ()
+        while len(ids) < 7:
+            chunk = await answer.chunks.get()
+            assert isinstance(chunk, Chunk)
+            assert set(chunk.origins) == {"edge-offline"}
+            ids += chunk.ids
+        assert await answer.chunks.get() is Finish.STOP
+        assert ids == (1, 2, 3, 4, 5, 6, 0)
+        again = service.start(
+            Request(PROMPT, Sampling(logit_bias=((1, 1.0),)), 1 << 19, link_loss=LinkLoss.DEGRADE)
+        )
+        first = await again.chunks.get()
+        assert isinstance(first, Chunk)
+        wire = MadeUpLink()
+        connect(uplinks, uplink, wire)
+        while not wire.sent:
+            await asyncio.sleep(0.01)
+        opened = wire.sent[0]
+        assert isinstance(opened, Open)
+        assert opened.committed == again.generation.committed
+        assert len(opened.committed) >= 1
+    for job in jobs:
+        job.cancel()
+    service.close()
+
+
+async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
+    talk = TwoClouds()
+    talk.links[talk.there].connection.rtt.sample(0.012)
+    talk.uplinks.fleet.draining(talk.here.key)
+    told = status_told(talk.service, "draft")
+    assert told["link"]["cloud"] == talk.there.key
+    assert told["link"]["rtt_ms"] == 12.0
+    assert told["link"]["connects"] == 2
+    here, there = (told["clouds"][uplink.key] for uplink in (talk.here, talk.there))
+    assert (here["standing"], here["running"], here["rtt_ms"]) == ("draining", 1, None)
+    assert (there["standing"], there["running"], there["weight"]) == ("ready", 0, 1.0)
+    assert status_told(Talk().service, "draft")["clouds"] == {}

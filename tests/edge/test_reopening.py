@@ -6,9 +6,9 @@ from ecd.edge.reopening import MAX_ENGINE_LOSSES, Reopen, Reopening
 from ecd.errors import Code
 
 
-def talk(*resets: tuple[Code, int]) -> list[Reopen]:
+def talk(*resets: tuple[Code, int], elsewhere: bool = False) -> list[Reopen]:
     reopening = Reopening()
-    return [reopening.after(code, committed) for code, committed in resets]
+    return [reopening.after(code, committed, elsewhere) for code, committed in resets]
 
 
 @pytest.mark.parametrize("committed", [0, 5])
@@ -48,9 +48,19 @@ def test_a_busy_cloud_is_asked_again_by_those_that_have_begun() -> None:
 def test_a_prompt_that_is_not_known_is_sent_whole_and_once(committed: int) -> None:
     reopening = Reopening()
     assert not reopening.whole
-    assert reopening.after(Code.UNKNOWN_PREFIX, committed) is Reopen.NOW
+    assert reopening.after(Code.UNKNOWN_PREFIX, committed, elsewhere=False) is Reopen.NOW
     assert reopening.whole
-    assert reopening.after(Code.UNKNOWN_PREFIX, committed) is Reopen.NEVER
+    assert reopening.after(Code.UNKNOWN_PREFIX, committed, elsewhere=False) is Reopen.NEVER
+
+
+@pytest.mark.parametrize("code", [Code.BUSY, Code.DRAINING])
+@pytest.mark.parametrize("committed", [0, 3])
+def test_another_cloud_takes_it_at_once(code: Code, committed: int) -> None:
+    assert talk((code, committed), elsewhere=True) == [Reopen.NOW]
+
+
+def test_another_cloud_does_not_make_a_bad_request_good() -> None:
+    assert talk((Code.BAD_REQUEST, 0), elsewhere=True) == [Reopen.NEVER]
 
 
 REOPENED = {Code.ENGINE_RESTARTED, Code.DRAINING, Code.BUSY, Code.UNKNOWN_PREFIX}

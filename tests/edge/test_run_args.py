@@ -101,6 +101,7 @@ def test_settings_change_for_all_who_hold_them() -> None:
         "ahead_tokens": None,
         "patience_ms": 20.0,
         "hint_tokens": None,
+        "link_loss": "wait",
     }
     settings.change({"patience_ms": None})
     assert settings.patience_ms is None

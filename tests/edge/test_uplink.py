@@ -29,7 +29,7 @@ async def test_bytes_of_ended_connections_still_count() -> None:
     server = await asyncio.get_running_loop().create_server(cloud, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     settings = Settings(Role.EDGE, "edge under test", FINGERPRINT)
-    uplink = Uplink("127.0.0.1", port, settings, Backoff(0.01, 0.01), events.put_nowait)
+    uplink = Uplink("127.0.0.1", port, settings, Backoff(0.01, 0.01), lambda _, e: events.put_nowait(e))
     assert uplink.packet_bytes == (0, 0)
     keeping = asyncio.create_task(uplink.keep())
     try:

@@ -174,7 +174,7 @@ class Gateway:
             "object": "model",
             "created": self._began,
             "owned_by": "ecd",
-            "max_model_len": self._service.cloud_limits.get("max_context"),
+            "max_model_len": self._service.max_context,
         }
 
     async def _tokenize(self, http: Request) -> JSONResponse:
@@ -185,7 +185,7 @@ class Gateway:
         else:
             messages = [message.to_map() for message in asked.messages or ()]
             ids = list(prompt_tokens(self._model, messages, chat=True))
-        limit = self._service.cloud_limits.get("max_context")
+        limit = self._service.max_context
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
     async def _detokenize(self, http: Request) -> JSONResponse:
@@ -201,12 +201,12 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, http: Request) -> JSONResponse:
-        link = self._service.uplink.link
+        link = self._service.uplinks.link
         if self._service.draining:
             raise LinkError("this edge is draining and takes no new prompts")
         if link is None:
             raise LinkError(
-                f"no link to the cloud: {self._service.uplink.reason or self._service.uplink.state}"
+                f"no link to the cloud: {self._service.uplinks.reason or self._service.uplinks.state}"
             )
         if link.connection.peer_draining:
             raise LinkError("the cloud is draining and takes no new sessions")

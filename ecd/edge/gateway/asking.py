@@ -104,6 +104,7 @@ def _request(asked: Asked, terms: Terms, **args: Any) -> Request:
         target_agreement=options.target_agreement,
         draft=options.draft,
         alternates=options.alternates,
+        link_loss=options.link_loss,
         objective=options.objective,
         patience_ms=options.patience_ms,
         kv_cache=options.kv_cache,

@@ -50,13 +50,13 @@ class EdgeCollector(Collector):
         service = self._service
         for name, text in COUNTERS.items():
             yield CounterMetricFamily(f"ecd_edge_{name}", text, getattr(service.totals, name))
-        link, uplink = service.uplink.link, service.uplink
-        bytes_in, bytes_out = uplink.wire_bytes
+        link, uplinks = service.uplinks.link, service.uplinks
+        bytes_in, bytes_out = uplinks.wire_bytes
         wire = CounterMetricFamily("ecd_edge_wire_bytes", "Bytes on the link to the cloud.", labels=["way"])
         wire.add_metric(["down"], bytes_in)
         wire.add_metric(["up"], bytes_out)
         yield wire
-        yield CounterMetricFamily("ecd_edge_link_connects", "Times that the link was made.", uplink.connects)
+        yield CounterMetricFamily("ecd_edge_link_connects", "Times that the link was made.", uplinks.connects)
         yield CounterMetricFamily("ecd_edge_cpu_seconds", "CPU time of the edge.", process_time())
         yield GaugeMetricFamily("ecd_edge_running", "Answers that run now.", len(service.answers))
         yield GaugeMetricFamily("ecd_edge_link_up", "1 while there is a link to the cloud.", link is not None)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ecd.config import Agreement, Threshold
 from ecd.edge.gateway.errors import Refused
 from ecd.edge.pacing import Objective
+from ecd.edge.request import LinkLoss
 from ecd.logprobs import MAX_TOP
 from ecd.text import MAX_STOP_CHARACTERS, MAX_STOPS
 
@@ -44,6 +45,7 @@ class EcdOptions(BaseModel):
     target_agreement: Agreement | None = None
     draft: bool = True
     alternates: bool = True
+    link_loss: LinkLoss | None = None
     objective: Objective | None = None
     patience_ms: Annotated[float, Field(ge=0, le=4_000_000)] | Literal["rounds"] | None = None
     kv_cache: bool | None = None

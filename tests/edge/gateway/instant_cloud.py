@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from ecd.config import Http
 from ecd.edge.acceptance import Acceptance
@@ -14,13 +13,13 @@ from ecd.edge.gateway.server import http_server
 from ecd.edge.meter import Meter
 from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
-from ecd.edge.uplink import Uplink
 from ecd.errors import Code
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess
-from ecd.wire.connection import Received, Rtt
+from ecd.wire.connection import Received
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.messages import Finish, Open, Reset, Tokens
+from tests.edge.one_cloud import MadeUpLink, attach, connect
 
 END = 256
 N_VOCAB = 257
@@ -66,16 +65,14 @@ class NoDrafter:
     def close(self) -> None: ...
 
 
-class InstantCloud:
+class InstantCloud(MadeUpLink):
     """Says `text` to every prompt, a token at a time and then the end; without a text it waits for `say`."""
 
     def __init__(self, text: bytes | None = b"hi"):
+        super().__init__()
         self.text = text
         self.opened: list[Open] = []
         self.cancelled: list[int] = []
-        self.connection = SimpleNamespace(
-            peer_draining=False, peer_load={}, rtt=Rtt(), new_stream=lambda: len(self.opened) + 1
-        )
         self.service = EdgeService(
             NoDrafter(),
             Acceptance(),
@@ -85,19 +82,9 @@ class InstantCloud:
             link_wait_s=9,
         )
         self.service.cloud_model = {"name": "bytes"}
-        self.service.cloud_limits = {"max_context": 4096}
-        uplink = SimpleNamespace(
-            link=self,
-            refused=None,
-            host="cloud",
-            port=1,
-            state="connected",
-            reason="",
-            connects=1,
-            wire_bytes=(30, 40),
-            packet_bytes=(50, 60),
-        )
-        self.service.attach(cast(Uplink, uplink))
+        uplinks = attach(self.service)
+        (self.uplink,) = uplinks
+        connect(uplinks, self.uplink, self, max_context=4096)
 
     def send(self, message: Any) -> int:
         match message:
@@ -129,11 +116,12 @@ class InstantCloud:
             top = ((ids[0], -0.5), (65, -1.5))[: opened.logprobs]
             told = tuple(TokenLogprobs(-0.5, top) for _ in ids)
         base = len(answer.generation.tokens)
-        self.service.on_event(Received(Tokens(opened.stream, base, tuple(ids), 0, 0, 900, finish, told), 30))
+        tokens = Tokens(opened.stream, base, tuple(ids), 0, 0, 900, finish, told)
+        self.service.on_event(self.uplink, Received(tokens, 30))
 
     def reset(self, code: Code, message: str = "no") -> None:
         """Ends the newest answer."""
-        self.service.on_event(Received(Reset(self.opened[-1].stream, code, message), 30))
+        self.service.on_event(self.uplink, Received(Reset(self.opened[-1].stream, code, message), 30))
 
 
 @contextlib.asynccontextmanager
