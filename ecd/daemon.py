@@ -16,6 +16,7 @@ import uvloop
 
 from ecd import __version__
 from ecd.config import Daemon
+from ecd.notify import Notifier
 from ecd.prompt import Tokenizer
 from ecd.wire.connection import Role, Settings
 from ecd.wire.fingerprint import Fingerprint
@@ -43,9 +44,13 @@ class Model(Tokenizer, Protocol):
 
 
 class Lifecycle:
-    """Whether the daemon should end (`ending`), and whether that may take its time (`draining`)."""
+    """Whether the daemon should end (`ending`), and whether that may take its time (`draining`).
 
-    def __init__(self) -> None:
+    `notifier` tells the service manager.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self.notifier = notifier
         self.ending = asyncio.Event()
         self.draining = False
 
@@ -75,10 +80,12 @@ def run_daemon(
     )
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
+    notifier = Notifier.from_environment(os.environ)
+    notifier.tell(STATUS=f"loading {config.model}")
     engine = load()
 
     async def main() -> None:
-        life = Lifecycle()
+        life = Lifecycle(notifier)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
         loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
@@ -103,8 +110,10 @@ def link_settings(role: Role, config: Daemon, model: Model, limits: dict[str, in
 
 
 async def until_end(life: Lifecycle, drain: Callable[[], Awaitable[None]], drain_s: float) -> None:
-    """Returns when the daemon should stop; before that, drains for at most `drain_s` if it should."""
+    """The daemon is ready. Returns when it should stop, after a drain of up to `drain_s` if asked for."""
+    life.notifier.tell(READY="1")
     await life.ending.wait()
+    life.notifier.tell(STOPPING="1", STATUS="draining" if life.draining else "stopping")
     if life.draining:
         log.info("draining: running sessions have %g s to finish", drain_s)
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 from ecd.cloud.batcher import Batcher
@@ -97,7 +98,8 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
     service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
     host, port = split_address(config.listen)
-    async with background(service.step_forever):
+    beat = partial(life.notifier.beat_forever, service.engine_turn, service.summary)
+    async with background(service.step_forever, beat):
         try:
             server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
         except OSError as e:

@@ -125,6 +125,21 @@ class CloudService:
         self._engine.submit(self._verifier.close)
         self._engine.shutdown()
 
+    async def engine_turn(self) -> None:
+        """Returns once the engine's thread has had a turn: not before a step that is under way has ended."""
+        await self._loop.run_in_executor(self._engine, lambda: None)
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        running, queued = len(self._batcher.running), len(self._batcher.queue)
+        return (
+            f"{self._state}: {running} sessions running, {queued} waiting, {len(self._links)} edges connected"
+        )
+
+    @property
+    def _state(self) -> str:
+        return "draining" if self._draining else "serving"
+
     def handlers(self) -> dict[str, Handler]:
         """What the control socket offers."""
 
@@ -151,7 +166,7 @@ class CloudService:
             "model": self._settings.model,
             "listen": self.listen,
             "uptime_s": round(monotonic() - self._started_at, 1),
-            "state": "draining" if self._draining else "serving",
+            "state": self._state,
             "connections": len(self._links),
             "running": len(self._batcher.running),
             "queued": len(self._batcher.queue),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from ecd.config import EdgeConfig, split_address
 from ecd.control import control_socket
@@ -72,8 +73,9 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
         Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens
     )
     calls = EdgeCalls(service, model, settings, model_name=config.model, on_drained=life.on_drained)
+    beat = partial(life.notifier.beat_forever, service.drafter_turn, service.summary)
     async with (
-        background(service.draft_forever, service.tend_forever, uplink.keep),
+        background(service.draft_forever, service.tend_forever, uplink.keep, beat),
         gateway(config, service, model, settings) as urls,
         control_socket(config.socket, calls.handlers()),
     ):

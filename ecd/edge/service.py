@@ -153,6 +153,16 @@ class EdgeService:
         self._thread.submit(self._drafter.close)
         self._thread.shutdown()
 
+    async def drafter_turn(self) -> None:
+        """Returns once the drafter's thread has had a turn: not before a forward under way has ended."""
+        await self._loop.run_in_executor(self._thread, lambda: None)
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        state, uplink = "draining" if self.draining else "serving", self.uplink
+        link = f"link to {uplink.host}:{uplink.port} {uplink.state}"
+        return f"{state}: {len(self.answers)} answers running, {link}"
+
     @property
     def uplink(self) -> Uplink:
         """The link to the cloud."""

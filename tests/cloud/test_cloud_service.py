@@ -1,6 +1,7 @@
 """What a lost engine means for the sessions of a cloud: a service over TCP with an engine without a model."""
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -140,3 +141,23 @@ async def test_gaps_lie_between_steps_whose_work_was_there(service: CloudService
 
 async def test_stats_show_what_fills_the_engine(service: CloudService) -> None:
     assert service.stats()["engine"] == {"kv_use": 0.5}
+
+
+async def test_a_hanging_engine_has_no_turn(service: CloudService, edge: Edge, engine: Engine) -> None:
+    entered, go_on, step = threading.Event(), threading.Event(), engine.step
+
+    def hang(work: Sequence[Work]) -> StepResult:
+        entered.set()
+        go_on.wait(LIMIT_S)
+        return step(work)
+
+    await service.engine_turn()
+    engine.step = hang  # type: ignore[method-assign]
+    stream = edge.open(1, 2, 3, max_tokens=1)
+    assert await asyncio.to_thread(entered.wait, LIMIT_S)
+    turn = asyncio.create_task(service.engine_turn())
+    assert not (await asyncio.wait([turn], timeout=0.05))[0]
+    assert service.summary() == "serving: 1 sessions running, 0 waiting, 1 edges connected"
+    go_on.set()
+    await turn
+    assert (await edge.frames[stream].get()).finish is Finish.LENGTH
