@@ -97,6 +97,7 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
 @_socket
 @_sessions
 @_context
+@click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus finds /metrics.  [default: nowhere]")
 @click.option("--max-verify", type=int, help="Most hints verified per session and forward.  [default: 16]")
 @click.option(
     "--stable", is_flag=True, default=None, help="Bit for bit what the target computes alone; slow."

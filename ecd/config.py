@@ -21,6 +21,7 @@ from pydantic import (
 
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
+from ecd.logs import Format
 
 
 def default_socket(role: str) -> Path:
@@ -109,6 +110,7 @@ class Daemon(BaseModel):
     insecure: bool = False
     keepalive: Keepalive = Keepalive()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Format = "text"
 
 
 def _check_secure(host: str, setting: str, insecure: bool) -> None:
@@ -123,7 +125,8 @@ class CloudConfig(Daemon):
     """Settings of `ecd cloud`.
 
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
-    `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name.
+    `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name. `metrics`: where
+    Prometheus finds /metrics; None: nowhere.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -137,11 +140,17 @@ class CloudConfig(Daemon):
     stable: bool = False
     engine: Literal["llama", "vllm"] = "llama"
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    metrics: Address | None = None
     drain_s: Seconds = 60.0
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
         _check_secure(split_address(self.listen)[0], "listen", self.insecure)
+        if self.metrics and not self.insecure and not is_loopback(split_address(self.metrics)[0]):
+            raise ValueError(
+                f"metrics {self.metrics} can be read from other machines, by anybody; "
+                "listen on 127.0.0.1, or set `insecure: true` if the network is trusted"
+            )
         match self.engine:
             case "llama":
                 if self.engine_args:

@@ -16,6 +16,7 @@ import uvloop
 
 from ecd import __version__
 from ecd.config import Daemon
+from ecd.logs import set_up_logs
 from ecd.notify import Notifier
 from ecd.prompt import Tokenizer
 from ecd.wire.connection import Role, Settings
@@ -73,11 +74,7 @@ def run_daemon(
     serve: Callable[[Loaded, Lifecycle], Coroutine[Any, Any, None]],
 ) -> None:
     """Loads the engine, then serves on uvloop with signals wired to a lifecycle."""
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    set_up_logs(config.log_level, config.log_format)
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
     notifier = Notifier.from_environment(os.environ)

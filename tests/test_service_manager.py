@@ -90,7 +90,7 @@ def test_an_edge_drains_and_says_so(cloud: DaemonProcess, tmp_path: Path, manage
 
 
 def activated(listener: socket.socket, *command: str) -> subprocess.Popen[bytes]:
-    """As systemd starts a service with a socket: its process id and number of sockets told, the first at 3."""
+    """As systemd starts a service with a socket: it is told its process id and one socket, number 3."""
     script = f"exec env LISTEN_PID=$$ LISTEN_FDS=1 {shlex.join(command)} 3<&0 </dev/null"
     return subprocess.Popen(["sh", "-c", script], stdin=listener.fileno(), env=os.environ.copy())
 

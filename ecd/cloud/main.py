@@ -1,8 +1,10 @@
 """`ecd cloud`: puts the engine, the batcher and the service together and runs them."""
 
 import asyncio
+import contextlib
+import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import assert_never
 
@@ -13,10 +15,12 @@ from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import DaemonError, ModelError
+from ecd.errors import ConfigError, DaemonError, ModelError
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
+
+METRICS_LIBRARIES = ("uvicorn", "prometheus_client")
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -80,7 +84,30 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
+    _check_metrics(config)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+
+
+def _check_metrics(config: CloudConfig) -> None:
+    missing = [name for name in METRICS_LIBRARIES if importlib.util.find_spec(name) is None]
+    if config.metrics and missing:
+        raise ConfigError(
+            f"metrics is set and {', '.join(missing)} is not installed; "
+            "`pip install 'ecd[http]'`, or take the setting out"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _metrics(config: CloudConfig, service: CloudService) -> AsyncIterator[str | None]:
+    """Serves them, if at all, while the context lasts; gives their URL. Raises DaemonError."""
+    if config.metrics is None:
+        yield None
+        return
+    # Not above: what it needs is not installed everywhere.
+    from ecd.cloud.metrics import serving_metrics
+
+    async with serving_metrics(config.metrics, service.stats, service.status) as url:
+        yield url
 
 
 async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Lifecycle) -> None:
@@ -108,8 +135,14 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
             ) from None
         service.listen = "{}:{}".format(*server.sockets[0].getsockname()[:2])
         # Last, so that a daemon that answers on its control socket is ready.
-        async with control_socket(config.socket, service.handlers()):
-            log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
+        async with _metrics(config, service) as url, control_socket(config.socket, service.handlers()):
+            log.info(
+                "ready: %s on %s, control on %s, metrics %s",
+                config.model,
+                service.listen,
+                config.socket,
+                url or "none",
+            )
             await until_end(life, service.drain, config.drain_s)
             server.close()
             service.stop()

@@ -73,7 +73,8 @@ class CloudService:
         self._on_drained = on_drained
         self._engine = ThreadPoolExecutor(1, "engine")
         self._loop = asyncio.get_running_loop()
-        self._links: set[Link] = set()
+        self._links: dict[Link, int] = {}
+        self._connections = itertools.count(1)
         self._keys = itertools.count(1)
         self._by_address: dict[Address, int] = {}
         self._by_key: dict[int, Address] = {}
@@ -91,7 +92,7 @@ class CloudService:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
         link.connection.load = self._batcher.load
-        self._links.add(link)
+        self._links[link] = next(self._connections)
         if self._draining:
             link.drain("this cloud is draining")
         return link
@@ -272,13 +273,26 @@ class CloudService:
                     )
                 )
                 if outcome.finish is not Finish.NONE:
-                    self._forget(key)
+                    self._forget(key, outcome.finish.name.lower())
             case EcdError():
                 link.send(Reset(stream, outcome.code, str(outcome)))
-                self._forget(key)
+                self._forget(key, str(outcome))
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, why: str) -> None:
         address = self._by_key.pop(key)
+        session = self._batcher.get(key)
+        if session is not None:
+            link, stream = address
+            log.info(
+                "session ended: %s; %d tokens of %d, %d forwards, %d of %d hints accepted",
+                readable(why),
+                len(session.tokens) - session.prompt_len,
+                session.max_tokens,
+                session.forwards,
+                session.accepted,
+                session.verified,
+                extra={**self._about(link), "session": key, "stream": stream},
+            )
         del self._by_address[address]
         if self._batcher.remove(key):
             self._to_forget.append(key)
@@ -288,24 +302,27 @@ class CloudService:
 
     # -- connections
 
+    def _about(self, link: Link) -> dict[str, Any]:
+        return {"connection": self._links.get(link), "peer": link.peername}
+
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Connected():
-                log.info("edge %s connected (%s)", link.peername, readable(event.peer.agent[:100]))
+                log.info("edge connected (%s)", readable(event.peer.agent[:100]), extra=self._about(link))
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
-                log.info("edge %s opens no more sessions: %s", link.peername, event.message)
+                log.info("edge opens no more sessions: %s", event.message, extra=self._about(link))
             case Closed():
-                log.info("edge %s left: %s", link.peername, event.message)
-                self._links.discard(link)
+                log.info("edge left: %s", event.message, extra=self._about(link))
                 packets_in, packets_out = link.packet_bytes()
                 self._packets_in += packets_in
                 self._packets_out += packets_out
                 self._wire_in += link.traffic.bytes_in
                 self._wire_out += link.traffic.bytes_out
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
-                    self._forget(key)
+                    self._forget(key, "the edge left")
+                self._links.pop(link, None)
 
     def _on_message(self, link: Link, message: Open | Draft | Tokens | Commit | Kv | Credit | Reset) -> None:
         key = self._by_address.get((link, message.stream))
@@ -320,10 +337,10 @@ class CloudService:
                 # WELCOME does not offer the features that these belong to.
                 link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no COMMIT or KV frames"))
                 if key is not None:
-                    self._forget(key)
+                    self._forget(key, "the edge sent COMMIT or KV")
             case Reset():
                 if key is not None:
-                    self._forget(key)
+                    self._forget(key, f"the edge gave it up: {message.message}")
             case Credit() | Tokens():
                 pass
 

@@ -44,11 +44,13 @@ async def gateway(
             assert config.http is not None
             # Not above: they are not installed everywhere.
             from ecd.edge.gateway.app import Gateway
-            from ecd.edge.gateway.server import http_server
+            from ecd.http_server import http_server
 
             app = Gateway(service, model, settings, config.http, draft_model=config.model).application()
             try:
-                urls = await stack.enter_async_context(http_server(app, config.http))
+                urls = await stack.enter_async_context(
+                    http_server(app, config.http.listen, config.http.socket)
+                )
             except DaemonError as e:
                 if "http" in config.model_fields_set:
                     raise

@@ -63,6 +63,8 @@ class EdgeService:
         self.acceptance = acceptance
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
+        # Told of each answer that has ended.
+        self.watchers: list[Callable[[Answer, EcdError | Finish], None]] = []
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
@@ -330,7 +332,7 @@ class EdgeService:
                 answer.generation.lost()
                 match answer.reopening.after(message.code, len(answer.generation.committed)):
                     case Reopen.NOW:
-                        log.warning("session %d is opened again: %s", answer.id, reason)
+                        log.warning("opened again: %s", reason, extra=self._about(answer))
                         self._open(answer)
                     case Reopen.LATER:
                         # Not this cloud, or not now: `tend_forever` tries again.
@@ -416,6 +418,14 @@ class EdgeService:
         names = tuple(origin.label for origin in emit.origins)
         answer.chunks.put_nowait(Chunk("".join(pieces), emit.ids, names, pieces, emit.logprobs))
 
+    def _about(self, answer: Answer) -> dict[str, Any]:
+        """What a line of the log names an answer by."""
+        return {
+            "connection": self.uplink.connects,
+            "session": answer.id,
+            "stream": answer.generation.stream,
+        }
+
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
@@ -433,5 +443,16 @@ class EdgeService:
         self.totals.alternates_sent += tally.alternates_sent
         self.totals.alternates_used += tally.alternates_used
         answer.chunks.put_nowait(outcome)
+        log.info(
+            "answer ended: %s; %d tokens, %d forwards, %d of %d hints accepted",
+            outcome if isinstance(outcome, EcdError) else outcome.name.lower(),
+            len(answer.generation.origins),
+            tally.forwards,
+            tally.accepted,
+            tally.verified,
+            extra=self._about(answer),
+        )
+        for watcher in self.watchers:
+            watcher(answer, outcome)
         if not self.answers:
             self._idle.set()

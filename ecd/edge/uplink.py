@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
+from typing import Any
 
 from ecd.wire.connection import Closed, Connected, Connection, Event, Settings, readable
 from ecd.wire.link import Link
@@ -128,10 +129,7 @@ class Uplink:
                 self.refused = None
                 self.reason = ""
                 log.info(
-                    "connected to the cloud at %s:%d (%s)",
-                    self.host,
-                    self.port,
-                    readable(event.peer.agent[:100]),
+                    "connected to the cloud (%s)", readable(event.peer.agent[:100]), extra=self.about(link)
                 )
             case Closed():
                 self.link = None
@@ -139,6 +137,10 @@ class Uplink:
                 self._note(event.message)
                 self._closed.set()
         self._on_event(event)
+
+    def about(self, link: Link) -> dict[str, Any]:
+        """What a line of the log names a connection by."""
+        return {"connection": self.connects, "peer": link.peername}
 
     def _note(self, reason: str) -> None:
         if reason != self.reason:

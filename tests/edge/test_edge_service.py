@@ -71,7 +71,7 @@ class Talk:
             piece=lambda token: bytes([token]),
             link_wait_s=9,
         )
-        self.service.attach(cast(Uplink, SimpleNamespace(link=self.wire, refused=None)))
+        self.service.attach(cast(Uplink, SimpleNamespace(link=self.wire, refused=None, connects=1)))
         self.answer = self.service.start(Request(PROMPT, Sampling(), 20, **asked))
 
     def tokens(self, ids: bytes, finish: Finish = Finish.NONE, **changes: Any) -> None:
