@@ -167,15 +167,16 @@ async def test_the_log_names_connection_and_session(
     service: CloudService, edge: Edge, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    for stream in (edge.open(1, 2, 3), edge.open(POISON)):
-        while isinstance(frame := await edge.frames[stream].get(), Tokens) and frame.finish is Finish.NONE:
-            pass
+    healthy = edge.open(1, 2, 3)
+    while (await edge.frames[healthy].get()).finish is Finish.NONE:
+        pass
+    assert isinstance(await edge.frames[edge.open(POISON)].get(), Reset)
     ended = [record for record in caplog.records if record.message.startswith("session ended: ")]
     assert [record.message.split(";")[0] for record in ended] == [
-        "session ended: a worker died",
         "session ended: length",
+        "session ended: a worker died",
     ]
-    for record, numbers in zip(ended, [(1, 2, 2), (1, 1, 1)], strict=True):
+    for record, numbers in zip(ended, [(1, 1, 1), (1, 2, 2)], strict=True):
         about = record.__dict__
         assert (about["connection"], about["session"], about["stream"]) == numbers
         assert about["peer"].startswith("127.0.0.1:")
