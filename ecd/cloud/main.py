@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import assert_never
@@ -21,6 +22,9 @@ from ecd.wire.connection import Role
 log = logging.getLogger(__name__)
 
 METRICS_LIBRARIES = ("uvicorn", "prometheus_client")
+# Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
+# 5 ms would be a sixth of a step.
+SWITCH_S = 1e-4
 
 
 def load_llama(config: CloudConfig) -> tuple[Model, Verifier]:
@@ -85,6 +89,7 @@ def run_cloud(
     Raises EcdError when it cannot start.
     """
     _check_metrics(config)
+    sys.setswitchinterval(SWITCH_S)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 

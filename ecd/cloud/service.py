@@ -29,7 +29,7 @@ from ecd.wire.connection import (
     readable,
 )
 from ecd.wire.link import Link
-from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Open, Reset, Tokens
+from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +98,25 @@ class CloudService:
         return link
 
     async def step_forever(self) -> None:
-        """Runs a step whenever a session may go on; sleeps while none may."""
+        """Runs a step whenever a session may go on; sleeps while none may.
+
+        The next step begins before the edges are told what the last one brought: the engine is what is dear.
+        """
+        untold: list[tuple[Link, Message]] = []
         while True:
             work = self._batcher.plan(monotonic())
-            if work or self._to_forget:
-                await self._step(work)
-            else:
+            if not work and not self._to_forget:
                 self._busy_until = None
+                self._tell(untold)
+                untold = []
                 await self._wait(self._batcher.next_timer())
+                continue
+            forget, self._to_forget = self._to_forget, []
+            step = self._loop.run_in_executor(self._engine, self._run_step, forget, work)
+            self._tell(untold)
+            result, start, end = await step
+            untold = self._settle(result, start, end) if work else []
+            self._busy_until = end if work else None
 
     async def drain(self) -> None:
         """Takes no new sessions; returns when the last one has ended."""
@@ -217,19 +228,24 @@ class CloudService:
 
     # -- engine
 
-    async def _step(self, work: list[Work]) -> None:
-        forget, self._to_forget = self._to_forget, []
-        result, start, end = await self._loop.run_in_executor(self._engine, self._run_step, forget, work)
-        if not work:
-            self._busy_until = None
-            return
+    def _settle(self, result: StepResult, start: float, end: float) -> list[tuple[Link, Message]]:
+        """Takes in what came of a step from `start` to `end`, in seconds; what to say of it, to whom."""
         if self._busy_until is not None:
             self._gaps.add(start - self._busy_until)
-        self._busy_until = end
-        step_s = end - start
         self._engine_restarts += any(isinstance(error, EngineLost) for error in result.failed.values())
-        for key, outcome in self._batcher.apply(result, step_s, monotonic()):
-            self._report(key, outcome, step_s)
+        said = []
+        for key, outcome in self._batcher.apply(result, end - start, monotonic()):
+            link, stream = self._by_key[key]
+            said.append((link, _message_of(stream, outcome, end - start)))
+            if isinstance(outcome, EcdError):
+                self._forget(key, str(outcome))
+            elif outcome.finish is not Finish.NONE:
+                self._forget(key, outcome.finish.name.lower())
+        return said
+
+    def _tell(self, said: list[tuple[Link, Message]]) -> None:
+        for link, message in said:
+            link.send(message)
 
     def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float, float]:
         """In the engine thread: what came of it, its start and its end, in seconds.
@@ -254,29 +270,6 @@ class CloudService:
                 await self._changed.wait()
         except TimeoutError:
             pass
-
-    def _report(self, key: int, outcome: Committed | EcdError, step_s: float) -> None:
-        link, stream = self._by_key[key]
-        match outcome:
-            case Committed():
-                step_us = min(int(step_s * 1e6), (1 << 32) - 1)
-                link.send(
-                    Tokens(
-                        stream,
-                        outcome.base,
-                        outcome.ids,
-                        outcome.accepted,
-                        outcome.verified,
-                        step_us,
-                        outcome.finish,
-                        outcome.logprobs,
-                    )
-                )
-                if outcome.finish is not Finish.NONE:
-                    self._forget(key, outcome.finish.name.lower())
-            case EcdError():
-                link.send(Reset(stream, outcome.code, str(outcome)))
-                self._forget(key, str(outcome))
 
     def _forget(self, key: int, why: str) -> None:
         address = self._by_key.pop(key)
@@ -358,3 +351,22 @@ class CloudService:
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)
         self._changed.set()
+
+
+def _message_of(stream: int, outcome: Committed | EcdError, step_s: float) -> Message:
+    """What the edge is told of its session's part in a step that took `step_s`."""
+    match outcome:
+        case Committed():
+            step_us = min(int(step_s * 1e6), (1 << 32) - 1)
+            return Tokens(
+                stream,
+                outcome.base,
+                outcome.ids,
+                outcome.accepted,
+                outcome.verified,
+                step_us,
+                outcome.finish,
+                outcome.logprobs,
+            )
+        case EcdError():
+            return Reset(stream, outcome.code, str(outcome))

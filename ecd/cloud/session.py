@@ -49,7 +49,8 @@ class Committed:
 class Session:
     """State of one session. `tokens` is prompt and answer; `waiting_since` is the time of its last step.
 
-    `in_step`: confidences of the hints that its step, under way or last, looks at.
+    `in_step`: confidences of the hints that its step, under way or last, looks at. `text` is followed only
+    for its stop strings, so there is none without them.
     """
 
     prompt_len: int
@@ -57,7 +58,7 @@ class Session:
     sampling: Sampling
     max_tokens: int
     pace: Pace
-    text: TextStream
+    text: TextStream | None
     board: Board
     vocabulary: Vocabulary
     waiting_since: float
@@ -86,9 +87,10 @@ class Session:
         check_top(request.logprobs)
         sampling = Sampling.from_map(request.sampling)
         sampling.check_vocabulary(vocabulary.size)
-        text = TextStream(request.stop)
-        for token in request.committed:
-            text.feed(vocabulary.piece(token))
+        text = TextStream(request.stop) if request.stop else None
+        if text is not None:
+            for token in request.committed:
+                text.feed(vocabulary.piece(token))
         return cls(
             prompt_len=len(request.prompt),
             tokens=tokens,
@@ -200,14 +202,10 @@ class Session:
         for token in verdict.tokens:
             ids.append(token)
             self.tokens.append(token)
-            if token in self.vocabulary.end_of_generation:
+            if token in self.vocabulary.end_of_generation or self._stops_at(token):
                 finish = Finish.STOP
-            else:
-                self.text.feed(self.vocabulary.piece(token))
-                if self.text.stopped:
-                    finish = Finish.STOP
-                elif not self.remaining:
-                    finish = Finish.LENGTH
+            elif not self.remaining:
+                finish = Finish.LENGTH
             if finish is not Finish.NONE:
                 break
         self.board.advance(ids)
@@ -219,3 +217,10 @@ class Session:
         self.accepted += accepted
         told = None if logprobs is None else logprobs[: len(ids)]
         return Committed(base, tuple(ids), accepted, verified, finish, told)
+
+    def _stops_at(self, token: int) -> bool:
+        """Whether the text, which goes on with this token, now has a stop string."""
+        if self.text is None:
+            return False
+        self.text.feed(self.vocabulary.piece(token))
+        return self.text.stopped

@@ -43,6 +43,10 @@ class TestHashes:
     def test_tell_vocabularies_of_the_same_size_apart(self, pieces: list[bytes]) -> None:
         assert of().differences(of(pieces)) == ["vocabulary (same size, different tokens)"]
 
+    def test_do_not_tell_apart_vocabularies_padded_to_different_sizes(self) -> None:
+        padded = of([*PIECES, b"", b""])
+        assert (padded.n_vocab, of().differences(padded)) == (3, [])
+
     def test_probes_are_what_normalising_tokenizers_leave_as_it_is(self) -> None:
         assert all(unicodedata.is_normalized("NFC", text) for text in PROBES)
 
