@@ -32,8 +32,11 @@ from ecd.options import (
 from ecd.terminal.batch import read_prompts, run_batch
 from ecd.terminal.colour import coloured, harmless, legend, wants_colour
 from ecd.terminal.completion import completion
+from ecd.tracing import lines
 
 WATCH_S = 1.0
+# Of each half of a line of `trace`.
+TRACE_WIDTH = 160
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _color = click.option(
@@ -52,6 +55,7 @@ Examples:
   ecdctl chat                              a conversation
   ecdctl batch prompts.jsonl               a file of prompts; resumes
   ecdctl top                               what the edge does now
+  ecdctl trace 17                          what happened in a session
   ecdctl --socket /run/ecd/cloud.sock top  what the cloud does now
 
 {EXIT_STATUS}
@@ -72,7 +76,7 @@ Environment:
     type=click.Path(path_type=Path),
     default=lambda: default_socket("edge"),
     show_default="the edge's default socket",
-    help="The daemon's control socket. A cloud's works too for status, stats, sessions, top and drain.",
+    help="The daemon's control socket. A cloud's works too for status, stats, sessions, trace, top, drain.",
 )
 @click.pass_context
 def cli(context: click.Context, socket: Path) -> None:
@@ -276,6 +280,40 @@ def cancel(socket: Path, session: int, as_json: bool) -> None:
     """
     with BlockingClient(socket) as client:
         _print(client.call("cancel", id=session), as_json)
+
+
+@cli.command()
+@click.argument("session", metavar="ID", type=int)
+@_json
+@click.pass_obj
+def trace(socket: Path, session: int, as_json: bool) -> None:
+    """What happened in the session with number ID, running or ended, event by event.
+
+    Works with an edge's and with a cloud's socket; only the newest events of a daemon are kept. Each is shown
+    with the seconds since the first, what the session's state machine was told, and what it answered. With
+    --json it is a file for `ecd retrace`, which tells the machine the same again.
+
+    \b
+    Examples:
+      ecdctl trace 17
+      ecdctl --socket /run/ecd-cloud/cloud.sock trace 4 --json >trace.jsonl
+    """
+    entries: list[dict[str, Any]] = []
+    with BlockingClient(socket) as client:
+        head = client.call("trace", entries.append, id=session)
+    if as_json:
+        click.echo("\n".join(lines(head, entries)))
+        return
+    if not head["whole"]:
+        click.echo("the first events are no longer kept", err=True)
+    for entry in entries:
+        said, answered = (_short(entry[name]) for name in ("args", "outcome"))
+        click.echo(f"{entry['at'] - entries[0]['at']:10.4f}  {entry['event']:<14} {said} -> {answered}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= TRACE_WIDTH else text[: TRACE_WIDTH - 1] + "…"
 
 
 @cli.command()

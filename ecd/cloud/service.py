@@ -14,10 +14,13 @@ from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from ecd.cloud.batcher import Batcher
-from ecd.cloud.session import Committed, Session, Vocabulary
+from ecd.cloud.overheard import begun
+from ecd.cloud.session import Committed, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
 from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
+from ecd.journal import Journal, Ring
+from ecd.tracing import SESSION, tell_trace
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -84,6 +87,7 @@ class CloudService:
         self._draining = False
         self._engine_restarts = 0
         self._gaps = Gaps()
+        self._ring = Ring(monotonic)
         self._busy_until: float | None = None
         self._started_at = monotonic()
         self._wire_in = self._wire_out = self._packets_in = self._packets_out = 0
@@ -164,12 +168,21 @@ class CloudService:
         async def sessions(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             return {"sessions": self.sessions()}
 
+        async def trace(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+            return await tell_trace(self._ring, SESSION, args, emit)
+
         async def drain(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             await self.drain()
             self._on_drained()
             return {"drained": True}
 
-        return {"status": status, "stats": stats, "sessions": sessions, "drain": drain}
+        return {
+            "status": status,
+            "stats": stats,
+            "sessions": sessions,
+            "trace": trace,
+            "drain": drain,
+        }
 
     def status(self) -> dict[str, Any]:
         """Who is connected and what is served."""
@@ -342,8 +355,14 @@ class CloudService:
             if message.prefix_len:
                 raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
             self._batcher.check_fits(len(message.prompt), message.max_tokens)
-            session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
             key = next(self._keys)
+            session = begun(
+                Journal(self._ring, key),
+                message,
+                self._vocabulary,
+                self._settings.limits["max_ahead"],
+                monotonic(),
+            )
             self._batcher.add(key, session)
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))

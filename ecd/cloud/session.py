@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ecd.cloud.board import MAX_ALTERNATES, Board
 from ecd.cloud.depth import Calibration, Hinted
 from ecd.errors import BadRequest
+from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, check_top
 from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
@@ -63,6 +64,7 @@ class Session:
     vocabulary: Vocabulary
     waiting_since: float
     logprobs: int | None = None
+    journal: Hearing | None = None
     calibration: Calibration = field(default_factory=Calibration)
     in_step: list[float] = field(default_factory=list)
     decoding: bool = False
@@ -114,6 +116,7 @@ class Session:
         """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
         return self.pace.patience_us > MAX_PATIENCE_S * 1e6
 
+    @stimulus()
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
         if draft.pace is not None:
@@ -184,12 +187,14 @@ class Session:
         hints = self.board.take(min(at_most, self.remaining - 1)) if self.decoding else []
         return Hinted(self.calibration.chances([hint.confidence for hint in hints]), self.strict)
 
+    @stimulus()
     def take_hints(self, count: int) -> list[Hint]:
         """Hints for the forward that begins now."""
         hints = self.board.take(count)
         self.in_step = [hint.confidence for hint in hints]
         return hints
 
+    @stimulus()
     def commit(
         self,
         verdict: Verdict,

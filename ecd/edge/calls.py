@@ -16,6 +16,7 @@ from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import BadRequest
 from ecd.prompt import Tokenizer
+from ecd.tracing import GENERATION, tell_trace
 from ecd.wire.messages import Finish
 
 
@@ -45,6 +46,7 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
+            "trace": self.trace,
             "drain": self.drain,
         }
 
@@ -118,6 +120,10 @@ class EdgeCalls:
             raise BadRequest("cancel needs the session's number as `id`")
         self._service.cancel(number)
         return {"cancelled": number}
+
+    async def trace(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+        """What happened in session `id`, running or ended, as far as it is kept."""
+        return await tell_trace(self._service.ring, GENERATION, args, emit)
 
     async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""

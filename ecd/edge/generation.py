@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.edge.acceptance import DecayedRate, Rates
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.departure import last_moment
 from ecd.edge.drafter import Context, DraftTask
@@ -18,6 +18,7 @@ from ecd.edge.lines import ALTERNATE_HINTS, Line, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
 from ecd.errors import ProtocolError
+from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess, Rule
 from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Origin, Tokens
@@ -40,10 +41,10 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Generation:
-    """State of one answer. `acceptance` is shared by all answers of the edge."""
+    """State of one answer. `acceptance` is shared by all answers of the edge; `journal` notes events."""
 
     request: Request
-    acceptance: Acceptance
+    acceptance: Rates
     pacer: Pacer
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Generation:
     slot: int | None = None
     pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
+    journal: Hearing | None = None
     lines: Lines = field(init=False)
     _conditions: Conditions | None = None
     _max_ahead: int = 0
@@ -91,6 +93,7 @@ class Generation:
 
     # -- the link
 
+    @stimulus()
     def open(
         self, stream: int, max_ahead: int, *, alternates: bool, conditions: Conditions | None, now: float
     ) -> list[Command]:
@@ -131,11 +134,13 @@ class Generation:
         )
         return [Send(opening), *self._send_hints()]
 
+    @stimulus()
     def lost(self) -> None:
         """The stream is gone, nothing else is."""
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
+    @stimulus()
     def receive(self, message: Tokens, now: float) -> list[Command]:
         """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:
@@ -164,6 +169,7 @@ class Generation:
             commands.append(Finished(message.finish))
         return commands
 
+    @stimulus()
     def steer(self, conditions: Conditions | None, now: float) -> list[Command]:
         """Learns and decides how to go on, once what was received has been shown: that does not wait."""
         self._learn_lessons()
@@ -263,6 +269,7 @@ class Generation:
 
     # -- the drafter
 
+    @stimulus(polled=True)
     def next_tasks(self, branches: int) -> list[DraftTask]:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
@@ -292,6 +299,7 @@ class Generation:
             model,
         )
 
+    @stimulus(untold={"tasks": "next_tasks"})
     def drafted(
         self, tasks: Sequence[DraftTask], results: Sequence[tuple[Guess, ...]], now: float
     ) -> list[Command]:
@@ -323,6 +331,7 @@ class Generation:
             return True
         return False
 
+    @stimulus()
     def stop_drafting(self) -> list[Command]:
         """There will be no more guesses: the cloud must not wait for any."""
         self.slot = None
@@ -338,6 +347,7 @@ class Generation:
         """When `timeout` is to be called; None for never."""
         return self._flush_at if self.phase is Phase.STREAMING else None
 
+    @stimulus()
     def timeout(self, now: float) -> list[Command]:
         """The time of `next_timer` has come."""
         return self._send_hints() if self._flush_at is not None and now >= self._flush_at else []

@@ -16,15 +16,16 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
-from ecd.edge.generation import Generation, Phase
+from ecd.edge.generation import Phase
 from ecd.edge.meter import Meter
-from ecd.edge.pacing import Pacer
+from ecd.edge.overheard import begun
 from ecd.edge.reopening import Reopen
 from ecd.edge.request import Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.timeline import Timeline
 from ecd.edge.uplink import Uplink
 from ecd.errors import BadRequest, Code, ContextOverflow, EcdError, LinkError, ProtocolError, RemoteError
+from ecd.journal import Journal, Ring
 from ecd.sampling import Guess
 from ecd.text import TextStream
 from ecd.wire.connection import Closed, Connected, Event, PeerDraining, Received, readable
@@ -63,6 +64,7 @@ class EdgeService:
         self.acceptance = acceptance
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
+        self.ring = Ring(monotonic)
         # Told of each answer that has ended.
         self.watchers: list[Callable[[Answer, EcdError | Finish], None]] = []
         self._drafter = drafter
@@ -108,14 +110,20 @@ class EdgeService:
                 f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
             )
         now = monotonic()
-        pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        generation = Generation(request, self.acceptance, pacer)
-        answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
+        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
+        drafts = request.draft and request.ahead != 0 and fits and self._free_slots
+        number = next(self._ids)
+        generation = begun(
+            Journal(self.ring, number),
+            request,
+            self._free_slots.pop() if drafts else None,
+            self.meter.max_verify,
+            self.acceptance,
+            self.survival,
+        )
+        answer = Answer(number, generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
-        fits = len(request.prompt) + request.max_tokens <= self._drafter.slot_tokens
-        if request.draft and request.ahead != 0 and fits and self._free_slots:
-            answer.generation.slot = self._free_slots.pop()
         self.answers[answer.id] = answer
         self.totals.answers += 1
         self._open(answer)
