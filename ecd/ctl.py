@@ -7,7 +7,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ecd.options import (
 from ecd.terminal.batch import read_prompts, run_batch
 from ecd.terminal.colour import coloured, harmless, legend, wants_colour
 from ecd.terminal.completion import completion
+from ecd.terminal.doctor import Level, examine
 from ecd.tracing import lines
 
 WATCH_S = 1.0
@@ -56,6 +58,7 @@ Examples:
   ecdctl batch prompts.jsonl               a file of prompts; resumes
   ecdctl top                               what the edge does now
   ecdctl trace 17                          what happened in a session
+  ecdctl doctor                            is all well, and what to do
   ecdctl --socket /run/ecd/cloud.sock top  what the cloud does now
 
 {EXIT_STATUS}
@@ -280,6 +283,34 @@ def cancel(socket: Path, session: int, as_json: bool) -> None:
     """
     with BlockingClient(socket) as client:
         _print(client.call("cancel", id=session), as_json)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Examine an edge and its link, and say what to do.
+
+    Looks at the link, tokenizers, the round trip, clocks, and speeds, and says what drafting gives under them.
+    An edge that has measured nothing yet is asked one prompt. Exit status 1 also says that something failed.
+    """
+    with BlockingClient(context.obj) as client:
+        findings = examine(client, _foreseen)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    for finding in () if as_json else findings:
+        click.echo(f"{finding.level:<8} {finding.about:<11} {harmless(finding.found)}")
+        if finding.todo:
+            click.echo(f"{'':<20} -> {finding.todo}")
+    context.exit(EXIT_ERROR if any(finding.level is Level.FAILED for finding in findings) else 0)
+
+
+def _foreseen(conditions: Mapping[str, Any]) -> str:
+    from ecd.lab.plan import plan_for
+    from ecd.lab.simulate import Regime
+
+    regime = Regime(conditions["rtt_ms"], conditions["draft_ms"], conditions["step_ms"], conditions["slope"])
+    return plan_for(regime, conditions["acceptance"]).verdict
 
 
 @cli.command()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from time import monotonic, perf_counter, process_time
+from time import monotonic, perf_counter, process_time, time
 from typing import Any
 
 from ecd.cloud.batcher import Batcher
@@ -95,11 +95,15 @@ class CloudService:
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
-        link.connection.load = self._batcher.load
+        link.connection.load = self._load
         self._links[link] = next(self._connections)
         if self._draining:
             link.drain("this cloud is draining")
         return link
+
+    def _load(self) -> dict[str, int | float]:
+        """For PONG; with the time, so that an edge can tell how far the clocks are apart."""
+        return {**self._batcher.load(), "time": time()}
 
     async def step_forever(self) -> None:
         """Runs a step whenever a session may go on; sleeps while none may.
