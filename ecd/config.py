@@ -198,7 +198,8 @@ class EdgeConfig(Daemon):
 
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
-    guesses. `http`: null or false for none.
+    guesses. `http`: null or false for none. `otlp`: the URL of a collector of OpenTelemetry, for a span per
+    answer.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -210,6 +211,7 @@ class EdgeConfig(Daemon):
     patience_ms: PatienceMs | Literal["rounds"] | None = None
     hint_tokens: int | None = Field(default=None, ge=1, le=64)
     lookup: bool = True
+    otlp: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None
     link_wait_s: Seconds = 60.0
     http: Annotated[Http | None, BeforeValidator(lambda given: None if given is False else given)] = Http()
     reconnect: Reconnect = Reconnect()

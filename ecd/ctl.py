@@ -291,7 +291,7 @@ def cancel(socket: Path, session: int, as_json: bool) -> None:
 def doctor(context: click.Context, as_json: bool) -> None:
     """Examine an edge and its link, and say what to do.
 
-    Looks at the link, tokenizers, the round trip, clocks, and speeds, and says what drafting gives under them.
+    Looks at link, tokenizers, round trip, clocks and speeds, and says what drafting gives under them.
     An edge that has measured nothing yet is asked one prompt. Exit status 1 also says that something failed.
     """
     with BlockingClient(context.obj) as client:
@@ -320,9 +320,9 @@ def _foreseen(conditions: Mapping[str, Any]) -> str:
 def trace(socket: Path, session: int, as_json: bool) -> None:
     """What happened in the session with number ID, running or ended, event by event.
 
-    Works with an edge's and with a cloud's socket; only the newest events of a daemon are kept. Each is shown
-    with the seconds since the first, what the session's state machine was told, and what it answered. With
-    --json it is a file for `ecd retrace`, which tells the machine the same again.
+    Works with an edge's and with a cloud's socket; only the newest events of a daemon are kept. Each is
+    shown with the seconds since the first, what the session's state machine was told, and what it answered.
+    With --json it is a file for `ecd retrace`, which tells the machine the same again.
 
     \b
     Examples:

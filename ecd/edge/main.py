@@ -18,6 +18,7 @@ from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective
 from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
+from ecd.edge.telemetry import check_spans, spans
 from ecd.edge.uplink import Backoff, Uplink
 from ecd.wire.connection import Role
 
@@ -47,6 +48,7 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     Raises EcdError when it cannot start.
     """
     serves_http(config)
+    check_spans(config)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
@@ -76,7 +78,8 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     beat = partial(life.notifier.beat_forever, service.drafter_turn, service.summary)
     async with (
         background(service.draft_forever, service.tend_forever, uplink.keep, beat),
-        gateway(config, service, model, settings) as urls,
+        spans(config, service) as around,
+        gateway(config, service, model, settings, around) as urls,
         control_socket(config.socket, calls.handlers()),
     ):
         http = ", ".join(urls) or "none"

@@ -65,8 +65,9 @@ class EdgeService:
         self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
         self.ring = Ring(monotonic)
-        # Told of each answer that has ended.
-        self.watchers: list[Callable[[Answer, EcdError | Finish], None]] = []
+        # Told of each answer that begins, and of each that has ended.
+        self.on_begin: list[Callable[[Answer], None]] = []
+        self.on_end: list[Callable[[Answer, EcdError | Finish], None]] = []
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
@@ -126,6 +127,8 @@ class EdgeService:
             answer.timeline = Timeline(now, len(request.prompt))
         self.answers[answer.id] = answer
         self.totals.answers += 1
+        for tell in self.on_begin:
+            tell(answer)
         self._open(answer)
         self._draft_wanted.set()
         return answer
@@ -460,7 +463,7 @@ class EdgeService:
             tally.verified,
             extra=self._about(answer),
         )
-        for watcher in self.watchers:
-            watcher(answer, outcome)
+        for tell in self.on_end:
+            tell(answer, outcome)
         if not self.answers:
             self._idle.set()

@@ -119,8 +119,8 @@ def speeds_found(conditions: Mapping[str, Any]) -> Finding:
     return Finding(
         Level.OK,
         "speeds",
-        f"{conditions['draft_ms']:.1f} ms a guess, {conditions['step_ms']:.1f} ms a target step, each hint in "
-        f"it {conditions['slope']:.1%} more, {conditions['acceptance']:.0%} of guesses right",
+        f"{conditions['draft_ms']:.1f} ms a guess, {conditions['step_ms']:.1f} ms a target step, each hint "
+        f"in it {conditions['slope']:.1%} more, {conditions['acceptance']:.0%} of guesses right",
     )
 
 

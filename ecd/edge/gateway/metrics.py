@@ -92,7 +92,7 @@ class Metrics:
             registry=registry,
         )
         metrics = cls(registry, requests, first_token, token)
-        service.watchers.append(metrics.ended)
+        service.on_end.append(metrics.ended)
         return metrics
 
     def ended(self, answer: Answer, outcome: EcdError | Finish) -> None:
