@@ -23,9 +23,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "LIBRARIES", ("no_such_library.sdk",))
     check_spans(EdgeConfig(model="m"))
-    with pytest.raises(
-        ConfigError, match=r"no_such_library\.sdk is not installed; `pip install .ecd\[otel"
-    ):
+    with pytest.raises(ConfigError, match=r"no_such_library\.sdk is not installed; `pip install .ecd\[otel"):
         check_spans(EdgeConfig(model="m", otlp="http://127.0.0.1:4318"))
 
 
