@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from types import GenericAlias
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -26,6 +27,7 @@ RING_EVENTS = 1 << 15
 BEGIN = "begin"
 # In the metadata of a field that is not put into words: it only refers to what other events tell.
 UNTOLD = {"untold": True}
+IN_BASE64 = ConfigDict(val_json_bytes="base64")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -136,7 +138,7 @@ def stimulus(
         name, names = method.__name__, tuple(inspect.signature(method).parameters)[1:]
 
         @functools.wraps(method)
-        def noted(self: M, *args: P.args, **kwargs: P.kwargs) -> R:
+        def noted(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
             journal = self.journal
             if journal is None or journal.inside:
                 return method(self, *args, **kwargs)
@@ -199,7 +201,8 @@ def arguments(method: Callable[..., Any], told: Mapping[str, Any]) -> dict[str, 
         raise BadRequest(f"{method.__name__} takes no {', '.join(sorted(set(told) - set(hints)))}")
     taken = {}
     for name, value in told.items():
-        adapter = TypeAdapter(tuple[hints[name]], config=ConfigDict(val_json_bytes="base64"))  # type: ignore[misc]
+        # Alone it would not heed the settings.
+        adapter: TypeAdapter[Any] = TypeAdapter(GenericAlias(tuple, (hints[name],)), config=IN_BASE64)
         try:
             (taken[name],) = adapter.validate_json(json.dumps([value]))
         except ValidationError as e:

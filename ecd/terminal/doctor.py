@@ -18,7 +18,7 @@ CLOCKS_APART_S = 2.0
 PONG_S, LOOK_S = 6.0, 0.02
 # A link whose round trips vary by more than this share, and this many milliseconds, is not steady.
 UNSTEADY_SHARE, UNSTEADY_MS = 0.5, 10.0
-MEASURE = {"prompt": "Count from one to forty in words.", "max_tokens": 64}
+MEASURE: dict[str, Any] = {"prompt": "Count from one to forty in words.", "max_tokens": 64}
 MEASURED = ("rtt_ms", "draft_ms", "step_ms", "slope", "acceptance")
 
 
