@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from types import GenericAlias
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_type_hints
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
@@ -34,8 +34,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+# A tuple, since several are made for each token.
+class Entry(NamedTuple):
     """An event of a session at `at` (seconds): its arguments, what was heard in it, what came of it."""
 
     session: int
@@ -137,23 +137,24 @@ def stimulus(
     def decorate(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
         name, names = method.__name__, tuple(inspect.signature(method).parameters)[1:]
 
+        def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+            told = dict(zip(names, args, strict=False)) | kwargs
+            for each in left_out:
+                del told[each]
+            return told
+
         @functools.wraps(method)
         def noted(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
             journal = self.journal
             if journal is None or journal.inside:
                 return method(self, *args, **kwargs)
             journal.inside = True
-            given = {
-                key: value
-                for key, value in (*zip(names, args, strict=False), *kwargs.items())
-                if key not in left_out
-            }
             try:
                 outcome = method(self, *args, **kwargs)
                 if outcome or not polled:
-                    journal.note(name, given, outcome)
+                    journal.note(name, given(args, kwargs), outcome)
             except EcdError as e:
-                journal.note(name, given, e)
+                journal.note(name, given(args, kwargs), e)
                 raise
             finally:
                 journal.over()
@@ -201,8 +202,9 @@ def arguments(method: Callable[..., Any], told: Mapping[str, Any]) -> dict[str, 
         raise BadRequest(f"{method.__name__} takes no {', '.join(sorted(set(told) - set(hints)))}")
     taken = {}
     for name, value in told.items():
-        # Alone it would not heed the settings.
-        adapter: TypeAdapter[Any] = TypeAdapter(GenericAlias(tuple, (hints[name],)), config=IN_BASE64)
+        # In a tuple, since a dataclass by itself would not heed the settings.
+        wrapped: Any = GenericAlias(tuple, (hints[name],))
+        adapter = TypeAdapter(wrapped, config=IN_BASE64)
         try:
             (taken[name],) = adapter.validate_json(json.dumps([value]))
         except ValidationError as e:
