@@ -150,3 +150,13 @@ async def test_a_timeline_is_kept_for_those_who_ask() -> None:
     assert committed == Committed(committed.at_ms, len(PROMPT), 3)
     assert 0 <= arrived.at_ms <= committed.at_ms
     assert talk.answer.live()["target_forwards"] == 1
+
+
+async def test_the_log_says_how_an_answer_ended_and_which(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    talk = Talk()
+    talk.tokens(b"ab", Finish.STOP, logprobs=None)
+    (record,) = [record for record in caplog.records if record.message.startswith("answer ended")]
+    assert record.message == "answer ended: stop; 2 tokens, 1 forwards, 0 of 0 hints accepted"
+    about = record.__dict__
+    assert (about["connection"], about["session"], about["stream"]) == (1, 1, 1)
