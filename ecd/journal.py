@@ -22,8 +22,9 @@ from pydantic_core import to_jsonable_python
 
 from ecd.errors import BadRequest, EcdError
 
-# Events kept for all sessions of a daemon: the last minute or so of a busy one, about 20 MB.
-RING_EVENTS = 1 << 15
+# Events kept for all sessions of a daemon, about 20 MB. One with token ids counts once more for so many of
+# them, which take as much memory.
+RING_EVENTS, IDS_PER_EVENT = 1 << 15, 16
 BEGIN = "begin"
 # In the metadata of a field that is not put into words: it only refers to what other events tell.
 UNTOLD = {"untold": True}
@@ -44,6 +45,7 @@ class Entry(NamedTuple):
     args: Mapping[str, Any]
     heard: tuple[Any, ...]
     outcome: Any
+    weight: int
 
     def to_map(self) -> dict[str, Any]:
         """In JSON's types."""
@@ -57,17 +59,29 @@ class Entry(NamedTuple):
 
 
 class Ring:
-    """The newest events of all sessions; `clock` gives seconds."""
+    """The newest events of all sessions, weighing `size` in all; `clock` gives seconds."""
 
     def __init__(self, clock: Callable[[], float], size: int = RING_EVENTS):
         self._clock = clock
-        self._entries: deque[Entry] = deque(maxlen=size)
+        self._size = size
+        self._weight = 0
+        self._entries: deque[Entry] = deque()
 
     def add(
-        self, session: int, event: str, args: Mapping[str, Any], heard: tuple[Any, ...], outcome: Any
+        self,
+        session: int,
+        event: str,
+        args: Mapping[str, Any],
+        heard: tuple[Any, ...],
+        outcome: Any,
+        ids: int,
     ) -> None:
-        """One more event, which may push out the oldest."""
-        self._entries.append(Entry(session, self._clock(), event, args, heard, outcome))
+        """One more event, that holds so many token ids; the oldest give way to it."""
+        weight = 1 + ids // IDS_PER_EVENT
+        self._entries.append(Entry(session, self._clock(), event, args, heard, outcome, weight))
+        self._weight += weight
+        while self._weight > self._size:
+            self._weight -= self._entries.popleft().weight
 
     def entries(self, session: int) -> list[Entry]:
         """What is still there of a session, oldest first; it is whole if it starts with BEGIN."""
@@ -83,8 +97,8 @@ class Hearing(Protocol):
         """What was heard of shared state: `value`, or what it was when this was noted."""
         ...
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any) -> None:
-        """An event is over."""
+    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
+        """An event is over, that holds so many token ids."""
         ...
 
     def over(self) -> None:
@@ -107,9 +121,9 @@ class Journal:
             self._heard.append(value)
         return value
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any = None) -> None:
+    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
         """Notes an event and what was heard in it."""
-        self._ring.add(self._session, event, args, tuple(self._heard), outcome)
+        self._ring.add(self._session, event, args, tuple(self._heard), outcome, ids)
 
     def over(self) -> None:
         """Forgets what was heard."""
@@ -125,12 +139,16 @@ M = TypeVar("M", bound=_Journaled)
 
 
 def stimulus(
-    *, polled: bool = False, untold: Mapping[str, str] | None = None
+    *,
+    polled: bool = False,
+    untold: Mapping[str, str] | None = None,
+    ids: Callable[..., int] = lambda machine, *args, **kwargs: 0,
 ) -> Callable[[Callable[Concatenate[M, P], R]], Callable[Concatenate[M, P], R]]:
     """A method of a state machine that is noted in the machine's `journal`, if it has one.
 
     What it calls is not noted. `polled`: asked again and again, and noted only when it has an answer, since
     without one it changes nothing. `untold`: a parameter that is what another event last brought, and which.
+    `ids`: how many token ids an event holds, where that may be many.
     """
     left_out = untold or {}
 
@@ -152,9 +170,9 @@ def stimulus(
             try:
                 outcome = method(self, *args, **kwargs)
                 if outcome or not polled:
-                    journal.note(name, given(args, kwargs), outcome)
+                    journal.note(name, given(args, kwargs), outcome, ids(self, *args, **kwargs))
             except EcdError as e:
-                journal.note(name, given(args, kwargs), e)
+                journal.note(name, given(args, kwargs), e, ids(self, *args, **kwargs))
                 raise
             finally:
                 journal.over()
@@ -241,7 +259,7 @@ class Retelling:
         heard: T = self.heard.popleft()
         return heard
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any) -> None:
+    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
         """Its caller compares."""
 
     def over(self) -> None:

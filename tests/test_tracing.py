@@ -20,7 +20,7 @@ from ecd.errors import BadRequest, ProtocolError
 from ecd.journal import Journal, Ring
 from ecd.sampling import Rule, Sampling
 from ecd.tracing import GENERATION, SESSION, lines, retrace, tell_trace
-from ecd.wire.messages import Draft, Open, Tokens
+from ecd.wire.messages import Alternate, Draft, Open, Pace, Tokens
 from tests.edge.test_exchange import AROUND, LONG, REQUESTS, VOCABULARY, Circumstances, World
 
 # What machines are asked that changes nothing, or is done to them by their owners' hands.
@@ -164,6 +164,20 @@ def test_an_unknown_session_is_said(world: Noted) -> None:
         traced(world.ring, 99, SESSION)
     with pytest.raises(BadRequest, match="no trace"):
         retrace("{")
+
+
+def test_token_ids_weigh_too() -> None:
+    """Long prompts, and frames stuffed with ids, push out others as the memory they take."""
+    ring = Ring(itertools.count().__next__, size=1000)
+    for number in range(3):
+        asked = Request(tuple(range(6400)), Sampling(), 4)
+        generation_begun(Journal(ring, number), asked, None, 16, Acceptance(), Survival(EDGE_MEMORY))
+    assert [len(ring.entries(number)) for number in range(3)] == [0, 1, 1]
+    opened = Open(1, None, 0, (1, 2), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
+    session = session_begun(Journal(ring, 9), opened, VOCABULARY, 8, 0.0)
+    for _ in range(4):
+        session.hint(Draft(1, 2, 2, (3,) * 3200, alternates=(Alternate(2, (1,) * 3200),)))
+    assert len(ring.entries(9)) == 2
 
 
 @pytest.mark.parametrize("machine", [Generation, Session])

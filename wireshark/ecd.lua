@@ -132,7 +132,7 @@ end
 -- A value that starts at `at`, and where the next starts. Raises an error for what is none.
 local function plain_value(tvb, at, depth)
     if depth > MAX_DEPTH then
-        error("nested too deep")
+        error("nested too deep", 0)
     end
     local tag = tvb(at, 1):uint()
     at = at + 1
@@ -170,7 +170,7 @@ local function plain_value(tvb, at, depth)
         return sequence(tvb, at + size, 2 * tvb(at, size):uint(), depth, "map")
     end
     if tag >= 0xe0 then return { kind = "word", text = tostring(tag - 0x100) }, at end
-    error(string.format("byte 0x%02x begins nothing here", tag))
+    error(string.format("byte 0x%02x begins nothing here", tag), 0)
 end
 
 value = function(tvb, at, depth)
@@ -297,11 +297,11 @@ end
 local function dissect_body(tvb, tree, stream_of_tcp)
     local node, last = value(tvb, LENGTH_BYTES, 0)
     if node.kind ~= "array" or last ~= tvb:len() then
-        error("the body is not one array")
+        error("the body is not one array", 0)
     end
     local kind, stream = node.items[1], node.items[2]
     if not (kind and stream and kind.kind == "u" and stream.kind == "u") then
-        error("the array does not begin with type and stream")
+        error("the array does not begin with type and stream", 0)
     end
     local number = kind.number:tonumber()
     local layout = layouts[number]

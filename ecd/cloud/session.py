@@ -116,7 +116,7 @@ class Session:
         """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
         return self.pace.patience_us > MAX_PATIENCE_S * 1e6
 
-    @stimulus()
+    @stimulus(ids=lambda self, draft: _ids_in(draft))
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
         if draft.pace is not None:
@@ -229,3 +229,8 @@ class Session:
             return False
         self.text.feed(self.vocabulary.piece(token))
         return self.text.stopped
+
+
+def _ids_in(draft: Draft) -> int:
+    alternates = sum(len(alternate.ids) for alternate in draft.alternates or ())
+    return len(draft.ids) + alternates + sum(len(weights.ids) for weights in draft.q or ())

@@ -93,7 +93,8 @@ class Generation:
 
     # -- the link
 
-    @stimulus()
+    # OPEN has the prompt and what is committed.
+    @stimulus(ids=lambda self, *args, **kwargs: len(self.tokens))
     def open(
         self, stream: int, max_ahead: int, *, alternates: bool, conditions: Conditions | None, now: float
     ) -> list[Command]:
@@ -140,7 +141,7 @@ class Generation:
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
-    @stimulus()
+    @stimulus(ids=lambda self, message, now: len(message.ids))
     def receive(self, message: Tokens, now: float) -> list[Command]:
         """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:

@@ -61,7 +61,8 @@ def begun(
     journal: Journal, request: Request, slot: int | None, max_verify: int, rates: Rates, prior: Prior
 ) -> Generation:
     """A generation that notes its events."""
-    journal.note(BEGIN, {"request": request, "slot": slot, "max_verify": max_verify})
+    told = {"request": request, "slot": slot, "max_verify": max_verify}
+    journal.note(BEGIN, told, None, len(request.prompt))
     return _generation(journal, request, slot, max_verify, rates, prior)
 
 
