@@ -3,6 +3,7 @@
 Owns the call of the control socket and the form of the file. What the events mean is the machines'.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ async def tell_trace(ring: Ring, machine: str, args: Mapping[str, Any], emit: No
         )
     for entry in entries:
         await emit(entry.to_map())
+        # A long trace is not to hold up who talks with the daemon.
+        await asyncio.sleep(0)
     whole = entries[0].event == BEGIN
     return {"machine": machine, "id": number, "ecd": __version__, "whole": whole, "events": len(entries)}
 
