@@ -25,6 +25,7 @@ from ecd.options import (
     template_option,
 )
 from ecd.terminal.completion import completion
+from ecd.trust.cli import token
 
 # Engines are imported by the commands that need them, so that `ecd --help` and `ecd models` answer at once.
 
@@ -37,6 +38,7 @@ Examples:
   ecd cloud --model smollm2-135m --listen 127.0.0.1:7040
   ecd edge --model smollm2-135m-draft --cloud 127.0.0.1:7040
   ecd edge --check --config edge.yaml
+  ecd token create berlin --file tokens.json
   ecd plan --rtt 20,100 --socket /run/ecd/edge.sock
 
 {EXIT_STATUS}
@@ -44,6 +46,7 @@ Examples:
 Signals, for `ecd cloud` and `ecd edge`:
   SIGTERM  drains: running answers finish within `drain_s`, nothing new starts
   SIGINT   ends what runs; a second signal ends at once, with {EXIT_INTERRUPTED}
+  SIGHUP   the cloud reads its certificate and its tokens again
 
 \b
 Environment:
@@ -60,13 +63,15 @@ Environment:
 def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
-    `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
-    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    `cloud` and `edge` are the daemons, `models` gets what they serve, `token` says which edges a cloud lets
+    in, `oracle` and `check` prove their text, `plan` and `bench` tell what drafting gives. `ecdctl` talks to
+    a running daemon.
     """
 
 
 cli.add_command(models)
 cli.add_command(plan)
+cli.add_command(token)
 cli.add_command(completion)
 
 _config = click.option(

@@ -22,6 +22,7 @@ from pydantic import (
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
 from ecd.logs import Format
+from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
 def default_socket(role: str) -> Path:
@@ -100,36 +101,36 @@ class Reconnect(BaseModel):
 
 
 class Daemon(BaseModel):
-    """What both daemons have. `insecure` allows plain TCP off loopback."""
+    """What both daemons have. `insecure` allows links off loopback without TLS, and without a token."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
     threads: int = Field(default=1, ge=1, le=1024)
-    token: str | None = Field(default=None, min_length=1)
     insecure: bool = False
     keepalive: Keepalive = Keepalive()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Format = "text"
 
-
-def _check_secure(host: str, setting: str, insecure: bool) -> None:
-    if not insecure and not is_loopback(host):
-        raise ValueError(
-            f"{setting} {host} is not this machine and the link is not encrypted; "
-            "go through a tunnel on loopback, or set `insecure: true` if the network is trusted"
-        )
+    def dangers(self) -> list[str]:
+        """What `insecure` allows here and should be warned of, each a sentence."""
+        return []
 
 
 class CloudConfig(Daemon):
     """Settings of `ecd cloud`.
 
+    `tokens` is the file of those that let edges in; None: every edge is. `limits` are each tenant's.
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
     `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name. `metrics`: where
     Prometheus finds /metrics; None: nowhere.
     """
 
     listen: Address = "127.0.0.1:7040"
+    tls: CloudTls | None = None
+    tokens: Path | None = None
+    limits: Limits = Limits()
+    connections: Connections = Connections()
     socket: Path = Field(default_factory=lambda: default_socket("cloud"))
     sessions: int = Field(default=8, ge=1, le=256)
     queue: int = Field(default=64, ge=0)
@@ -145,11 +146,16 @@ class CloudConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
-        _check_secure(split_address(self.listen)[0], "listen", self.insecure)
         if self.metrics and not self.insecure and not is_loopback(split_address(self.metrics)[0]):
             raise ValueError(
                 f"metrics {self.metrics} can be read from other machines, by anybody; "
                 "listen on 127.0.0.1, or set `insecure: true` if the network is trusted"
+            )
+        if not self.insecure and self.dangers():
+            raise ValueError(
+                f"{self.dangers()[0]}; set `tls` with `certificate` and `key`, and `tokens` to a file that "
+                "`ecd token create` makes; or listen on loopback, or set `insecure: true` "
+                "if the network is trusted"
             )
         match self.engine:
             case "llama":
@@ -166,6 +172,19 @@ class CloudConfig(Daemon):
             case other:
                 assert_never(other)
         return self
+
+    def dangers(self) -> list[str]:
+        """As of `Daemon`: other machines can come in, and what keeps them honest is not set."""
+        if is_loopback(split_address(self.listen)[0]):
+            return []
+        return [
+            f"{self.listen} can be reached from other machines and {what}"
+            for setting, what in (
+                (self.tls, "the link is not encrypted (no `tls`)"),
+                (self.tokens, "edges need no token (no `tokens`)"),
+            )
+            if setting is None
+        ]
 
 
 class Http(BaseModel):
@@ -196,6 +215,7 @@ class Http(BaseModel):
 class EdgeConfig(Daemon):
     """Settings of `ecd edge`.
 
+    `token` is what the edge shows the cloud. The link is encrypted off loopback, and wherever `tls` is set.
     `context_tokens` is per session. `ahead_tokens`, `patience_ms` and `hint_tokens` fix what the pacing
     controller decides otherwise. `lookup`: whether text is copied from prompt and answer, besides the model's
     guesses. `http`: null or false for none. `otlp`: the URL of a collector of OpenTelemetry, for a span per
@@ -203,6 +223,8 @@ class EdgeConfig(Daemon):
     """
 
     cloud: Address = "127.0.0.1:7040"
+    token: str | None = Field(default=None, min_length=1)
+    tls: EdgeTls | None = None
     socket: Path = Field(default_factory=lambda: default_socket("edge"))
     sessions: int = Field(default=8, ge=1, le=256)
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
@@ -222,8 +244,27 @@ class EdgeConfig(Daemon):
         host, port = split_address(self.cloud)
         if not port:
             raise ValueError("cloud: port 0 is no address to connect to")
-        _check_secure(host, "cloud", self.insecure)
+        if self.tls is None and not self.insecure and not is_loopback(host):
+            self.tls = EdgeTls()
+        if not self.insecure and self.dangers():
+            raise ValueError(
+                f"{self.dangers()[0]}; set `token` to what `ecd token create` at the cloud printed, "
+                "or set `insecure: true` if the network is trusted"
+            )
         return self
+
+    def dangers(self) -> list[str]:
+        """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
+        if is_loopback(split_address(self.cloud)[0]):
+            return []
+        return [
+            f"the cloud {self.cloud} is another machine and {what}"
+            for setting, what in (
+                (self.tls, "the link is not encrypted (no `tls`)"),
+                (self.token, "the edge shows no token (no `token`)"),
+            )
+            if setting is None
+        ]
 
 
 C = TypeVar("C", CloudConfig, EdgeConfig)

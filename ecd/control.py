@@ -1,7 +1,7 @@
 """The control socket: a Unix socket that speaks the frame codec, and the calls that travel on it.
 
-Owns the socket file (mode 0600, one daemon per path), calls, events and cancellation. What a call does is a
-handler's business. docs/PROTOCOL.md lists the frames.
+Owns the socket file (mode 0600, one daemon per path), who may call, calls, events and cancellation. What a
+call does is a handler's business. docs/PROTOCOL.md lists the frames.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ecd.activation import handed_over
-from ecd.errors import BadRequest, Code, DaemonError, EcdError, ProtocolError
+from ecd.errors import AuthError, BadRequest, Code, DaemonError, EcdError, ProtocolError
 from ecd.wire.frames import FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ MAX_CALLS = 256
 # Results list token ids one by one.
 MAX_ITEMS = 1 << 20
 BACKLOG = 100
+_UCRED = struct.Struct("iII")
 # sun_path of Linux, less its closing zero.
 MAX_PATH_BYTES = 107
 
@@ -48,14 +50,34 @@ Handler = Callable[[dict[str, Any], Notify], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True)
 class _Client:
-    """One connected program and its running calls."""
+    """One connected program and its running calls; `refusal`: why none of them is done, None if they are."""
 
     writer: asyncio.StreamWriter
     calls: dict[int, asyncio.Task[None]]
+    refusal: str | None
 
     async def send(self, kind: ControlType, call: int, *fields: Any) -> None:
         self.writer.write(encode_frame([kind, call, *fields]))
         await self.writer.drain()
+
+
+def peer_uid(sock: socket.socket) -> int | None:
+    """The user at the other end of a Unix socket, as the kernel noted it; None where it does not."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    # struct ucred of Linux: pid, uid, gid (unix(7)).
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])
+
+
+def refusal_of(uid: int | None, own: int) -> str | None:
+    """Why a user may not use a daemon that runs as `own`; None if it may: that user, and root.
+
+    The mode of the socket file says the same, but modes are changed by mistake, and folders are shared.
+    """
+    if uid in (own, 0, None):
+        return None
+    return f"uid {uid} may not use this daemon, which runs as uid {own}; ask it as that user, or as root"
 
 
 @contextlib.asynccontextmanager
@@ -121,7 +143,9 @@ def _owned(path: Path) -> Iterator[None]:
 async def _serve(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Mapping[str, Handler]
 ) -> None:
-    client = _Client(writer, {})
+    client = _Client(writer, {}, refusal_of(peer_uid(writer.get_extra_info("socket")), os.geteuid()))
+    if client.refusal is not None:
+        log.warning("control client refused: %s", client.refusal)
     frames = FrameReader(max_items=MAX_ITEMS)
     try:
         async with asyncio.TaskGroup() as calls:
@@ -162,6 +186,8 @@ async def _answer(
         await client.send(ControlType.EVENT, call, event)
 
     try:
+        if client.refusal is not None:
+            raise AuthError(client.refusal)
         handler = handlers.get(verb)
         if handler is None:
             raise BadRequest(f"this daemon knows no {verb!r}; it knows {', '.join(sorted(handlers))}")

@@ -1,6 +1,7 @@
 """What both daemons have in common: the event loop, signals, logging, background tasks and their end.
 
 SIGTERM drains (running answers finish, nothing new starts), SIGINT stops, a second signal ends at once.
+SIGHUP has certificates and tokens read again.
 """
 
 import asyncio
@@ -47,12 +48,13 @@ class Model(Tokenizer, Protocol):
 class Lifecycle:
     """Whether the daemon should end (`ending`), and whether that may take its time (`draining`).
 
-    `notifier` tells the service manager.
+    `reload`: SIGHUP came; who reads files again clears it. `notifier` tells the service manager.
     """
 
     def __init__(self, notifier: Notifier) -> None:
         self.notifier = notifier
         self.ending = asyncio.Event()
+        self.reload = asyncio.Event()
         self.draining = False
 
     def on_signal(self, *, drain: bool) -> None:
@@ -75,6 +77,8 @@ def run_daemon(
 ) -> None:
     """Loads the engine, then serves on uvloop with signals wired to a lifecycle."""
     set_up_logs(config.log_level, config.log_format)
+    for danger in config.dangers():
+        log.warning("insecure: %s", danger)
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
     notifier = Notifier.from_environment(os.environ)
@@ -86,6 +90,7 @@ def run_daemon(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
         loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
+        loop.add_signal_handler(signal.SIGHUP, life.reload.set)
         await serve(engine, life)
 
     uvloop.run(main())
@@ -99,7 +104,6 @@ def link_settings(role: Role, config: Daemon, model: Model, limits: dict[str, in
         fingerprint=model.fingerprint(),
         limits=limits,
         model={"name": Path(config.model).name, "context_train": model.context_train},
-        token=config.token,
         ping_interval_s=config.keepalive.ping_interval_s,
         silence_s=config.keepalive.silence_s,
         handshake_s=config.keepalive.handshake_s,

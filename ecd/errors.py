@@ -54,6 +54,18 @@ class ContextOverflow(BadRequest):
     code = Code.CONTEXT_OVERFLOW
 
 
+class AuthError(EcdError):
+    """A peer did not show what it takes to be let in, or shows it no longer."""
+
+    code = Code.AUTH
+
+
+class LimitExceeded(EcdError):
+    """A tenant asks for more than it may have, however often it asks."""
+
+    code = Code.LIMIT
+
+
 class Overloaded(EcdError):
     """There is no room now; the same request may succeed later."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 Format = Literal["text", "json"]
 
 # What a line may be about, in the order in which it is written.
-ABOUT = ("connection", "peer", "session", "stream")
+ABOUT = ("connection", "peer", "tenant", "session", "stream")
 
 
 class TextFormatter(logging.Formatter):

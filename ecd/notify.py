@@ -6,10 +6,12 @@ or have had no release in years.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Self
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,16 @@ class Notifier:
                 sock.sendto(message.encode(), path)
             except OSError as e:
                 log.warning("the service manager was not told %s: %s", ", ".join(states), e)
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """While it lasts, files are read again; then the daemon is ready as before."""
+        # With the time systemd knows that what follows belongs to the reload it asked for.
+        self.tell(RELOADING="1", MONOTONIC_USEC=str(int(time.monotonic() * 1e6)))
+        try:
+            yield
+        finally:
+            self.tell(READY="1")
 
     async def beat_forever(self, alive: Callable[[], Awaitable[None]], status: Callable[[], str]) -> None:
         """Shows again and again that the daemon lives, and tells its `status`, until cancelled.

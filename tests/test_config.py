@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from ecd.config import (
     split_address,
 )
 from ecd.errors import ConfigError
+from ecd.trust.settings import EdgeTls
 
 
 def written(folder: Path, text: str) -> Path:
@@ -91,7 +93,7 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("model: m\ncloud: 127.0.0.1:70400\n", "cloud: must be HOST:PORT"),
         (
             "model: m\ncloud: 10.0.0.7:7040\n",
-            "cloud 10.0.0.7 is not this machine and the link is not encrypted",
+            "the cloud 10.0.0.7:7040 is another machine and the edge shows no token",
         ),
         ("model: m\ncloud: 127.0.0.1:0\n", "port 0 is no address to connect to"),
         ("model: m\nkeepalive: {silence_s: 1}\n", "silence_s must be longer than ping_interval_s"),
@@ -215,13 +217,64 @@ def test_the_longest_are_taken_and_one_more_is_not(
         load_config(kind, None, {"model": "m", name: most + 1})
 
 
-@pytest.mark.parametrize("address", ["10.1.2.3:7040", "0.0.0.0:7040", "[::]:7040", "cloud.example:7040"])
-def test_plain_links_off_this_machine_need_insecure(address: str) -> None:
-    for kind, name in ((CloudConfig, "listen"), (EdgeConfig, "cloud")):
-        with pytest.raises(ConfigError, match="insecure: true"):
-            load_config(kind, None, {"model": "m", name: address})
-        config = load_config(kind, None, {"model": "m", name: address, "insecure": True})
-        assert getattr(config, name) == address
+OTHER_MACHINES = ["10.1.2.3:7040", "0.0.0.0:7040", "[::]:7040", "cloud.example:7040"]
+PAIR = {"certificate": "cloud.crt", "key": "cloud.key"}
+
+
+@pytest.mark.parametrize("address", OTHER_MACHINES)
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        ({}, ["the link is not encrypted (no `tls`)", "edges need no token (no `tokens`)"]),
+        ({"tls": PAIR}, ["edges need no token (no `tokens`)"]),
+        ({"tokens": "tokens.json"}, ["the link is not encrypted (no `tls`)"]),
+        ({"tls": PAIR, "tokens": "tokens.json"}, []),
+    ],
+)
+def test_a_cloud_that_others_can_reach_has_tls_and_tokens_or_says_that_it_is_insecure(
+    address: str, given: dict[str, Any], lacking: list[str]
+) -> None:
+    settings = {"model": "m", "listen": address, **given}
+    if lacking:
+        with pytest.raises(ConfigError, match="insecure: true") as error:
+            load_config(CloudConfig, None, settings)
+        assert lacking[0] in str(error.value)
+    else:
+        assert load_config(CloudConfig, None, settings).dangers() == []
+    # And then it is warned of each, at every start.
+    told = load_config(CloudConfig, None, settings | {"insecure": True}).dangers()
+    assert told == [f"{address} can be reached from other machines and {each}" for each in lacking]
+
+
+@pytest.mark.parametrize("address", OTHER_MACHINES)
+def test_an_edge_of_a_cloud_elsewhere_encrypts_by_itself_and_needs_a_token(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"shows no token.*`ecd token create`"):
+        load_config(EdgeConfig, None, {"model": "m", "cloud": address})
+    config = load_config(EdgeConfig, None, {"model": "m", "cloud": address, "token": "t"})
+    assert (config.tls, config.dangers()) == (EdgeTls(), [])
+    plain = load_config(EdgeConfig, None, {"model": "m", "cloud": address, "insecure": True})
+    assert plain.tls is None
+    assert [f"the cloud {address} is another machine" in each for each in plain.dangers()] == [True, True]
+    half = load_config(EdgeConfig, None, {"model": "m", "cloud": address, "insecure": True, "tls": {}})
+    assert ["no `token`" in each for each in half.dangers()] == [True]
+
+
+def test_tls_settings_are_checked_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"tls\.key is missing"):
+        load_config(CloudConfig, None, {"model": "m", "tls": {"certificate": "c"}})
+    with pytest.raises(ConfigError, match="certificate and key belong together"):
+        load_config(EdgeConfig, None, {"model": "m", "tls": {"certificate": "c"}})
+    with pytest.raises(
+        ConfigError, match=r"tls\.cert is no setting; known here: certificate, client_ca, key"
+    ):
+        load_config(CloudConfig, None, {"model": "m", "tls": PAIR | {"cert": "c"}})
+    with pytest.raises(ConfigError, match=r"limits\.hints is no setting; known here: bytes_in_flight"):
+        load_config(CloudConfig, None, {"model": "m", "limits": {"hints": 3}})
+
+
+def test_a_limit_may_be_taken_away() -> None:
+    limits = load_config(CloudConfig, None, {"model": "m", "limits": {"hints_per_s": None}}).limits
+    assert (limits.hints_per_s, limits.sessions) == (None, 64)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:7040", "127.3.4.5:1", "localhost:7040", "[::1]:7040"])

@@ -339,6 +339,7 @@ def test_the_doctor_finds_an_edge_well(edge: DaemonProcess) -> None:
         "edge",
         "link",
         "round trip",
+        "TLS",
         "clock",
         "speeds",
         "to expect",

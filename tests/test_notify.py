@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def test_the_environment_says_how_often(
         asyncio.run(notifier.beat_forever(alive, lambda: "well"))
     assert slept == [pytest.approx(beat_s)]
     assert manager.next() == {"WATCHDOG": "1", "STATUS": "well"}
+
+
+def test_a_reload_has_a_time_and_an_end(manager: ListeningManager) -> None:
+    notifier, before = Notifier(str(manager.path)), time.monotonic()
+    with pytest.raises(OSError, match="gone"), notifier.reloading():
+        raise OSError("gone")
+    told = manager.next()
+    assert told["RELOADING"] == "1"
+    assert before <= int(told["MONOTONIC_USEC"]) / 1e6 <= time.monotonic()
+    assert manager.next() == {"READY": "1"}
 
 
 async def test_no_beat_without_a_sign_of_life(manager: ListeningManager) -> None:

@@ -56,6 +56,9 @@ def test_a_cloud_from_start_to_stop(tmp_path: Path, manager: ListeningManager) -
         assert manager.is_silent_for(2 * int(WATCHDOG_USEC) / 1e6)
         cloud.process.send_signal(signal.SIGCONT)
         assert manager.until("WATCHDOG")
+        cloud.process.send_signal(signal.SIGHUP)
+        assert manager.until("RELOADING")
+        assert manager.until("READY") == {"READY": "1"}
         cloud.process.send_signal(signal.SIGINT)
         assert manager.until("STOPPING") == {"STOPPING": "1", "STATUS": "stopping"}
         assert cloud.process.wait(20) == 0

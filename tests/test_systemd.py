@@ -24,12 +24,13 @@ def install(root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where it was installed to, with a program in its place and systemd's own targets."""
+    """Where it was installed to, with programs in their places and systemd's own targets."""
     install(tmp_path)
-    program = tmp_path / "opt/ecd/.venv/bin/ecd"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for path in ("opt/ecd/.venv/bin/ecd", "bin/kill"):
+        program = tmp_path / path
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     targets = tmp_path / "usr/lib/systemd/system"
     targets.mkdir(parents=True)
     for unit in Path("/usr/lib/systemd/system").glob("*.target"):

@@ -92,7 +92,7 @@ class Batcher:
         # A step that begins without them holds up those who wait a little longer than they would have waited.
         ends = now + self.depth.cost.seconds(len(self.running))
         ready = [(key, s) for key, s in self.running.items() if s.ready_at() <= ends]
-        counts = self.depth.choose([s.hinted(self.max_verify) for _, s in ready])
+        counts = self.depth.choose([s.hinted(self.max_verify if s.may_verify(now) else 0) for _, s in ready])
         return [
             Work(key, s.tokens, s.prompt_len, s.sampling, s.take_hints(count), s.logprobs)
             for (key, s), count in zip(ready, counts, strict=True)

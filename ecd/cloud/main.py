@@ -6,22 +6,29 @@ import importlib.util
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
+from ecd.cloud.admission import Admission
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.listener import Listener
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import ConfigError, DaemonError, ModelError
+from ecd.errors import ConfigError, ModelError
+from ecd.trust.files import TokenFile
+from ecd.trust.tls import cloud_context
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
 
 METRICS_LIBRARIES = ("uvicorn", "prometheus_client")
+# How often the token file is looked at, and tokens may expire.
+TOKENS_LOOK_S = 1.0
 # Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
 # 5 ms would be a sixth of a step.
 SWITCH_S = 1e-4
@@ -89,8 +96,12 @@ def run_cloud(
     Raises EcdError when it cannot start.
     """
     _check_metrics(config)
+    # First, so that a file that cannot be used is told before a model is loaded.
+    tokens = None if config.tokens is None else TokenFile(config.tokens)
+    if config.tls is not None:
+        cloud_context(config.tls)
     sys.setswitchinterval(SWITCH_S)
-    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
+    run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, tokens, life))
 
 
 def _check_metrics(config: CloudConfig) -> None:
@@ -115,7 +126,9 @@ async def _metrics(config: CloudConfig, service: CloudService) -> AsyncIterator[
         yield url
 
 
-async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Lifecycle) -> None:
+async def _serve(
+    config: CloudConfig, model: Model, verifier: Verifier, tokens: TokenFile | None, life: Lifecycle
+) -> None:
     settings = link_settings(
         Role.CLOUD,
         config,
@@ -128,27 +141,49 @@ async def _serve(config: CloudConfig, model: Model, verifier: Verifier, life: Li
     )
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
-    service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
+    if tokens is None:
+        service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained)
+    else:
+        settings = replace(settings, identify=tokens.identify)
+        service = CloudService(
+            verifier, vocabulary, settings, batcher, life.on_drained, config.limits, tokens.check
+        )
+    admission = Admission(config.connections.total, config.connections.per_address)
+    listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
+    service.listener_stats = listener.stats
     host, port = split_address(config.listen)
     beat = partial(life.notifier.beat_forever, service.engine_turn, service.summary)
-    async with background(service.step_forever, beat):
-        try:
-            server = await asyncio.get_running_loop().create_server(service.protocol, host, port)
-        except OSError as e:
-            raise DaemonError(
-                f"cannot listen on {config.listen}: {e.strerror}; choose another --listen"
-            ) from None
-        service.listen = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+    watch = partial(_watch_forever, life, listener, tokens, service)
+    async with (
+        background(service.step_forever, watch, beat),
+        listener.listening(host, port) as service.listen,
+        _metrics(config, service) as url,
         # Last, so that a daemon that answers on its control socket is ready.
-        async with _metrics(config, service) as url, control_socket(config.socket, service.handlers()):
-            log.info(
-                "ready: %s on %s, control on %s, metrics %s",
-                config.model,
-                service.listen,
-                config.socket,
-                url or "none",
-            )
-            await until_end(life, service.drain, config.drain_s)
-            server.close()
-            service.stop()
+        control_socket(config.socket, service.handlers()),
+    ):
+        log.info(
+            "ready: %s on %s, control on %s, metrics %s",
+            config.model,
+            service.listen,
+            config.socket,
+            url or "none",
+        )
+        await until_end(life, service.drain, config.drain_s)
+        service.stop()
     service.close()
+
+
+async def _watch_forever(
+    life: Lifecycle, listener: Listener, tokens: TokenFile | None, service: CloudService
+) -> None:
+    """Has certificates read again when that is asked for, and tokens when their file has changed."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOKENS_LOOK_S):
+                await life.reload.wait()
+                life.reload.clear()
+                with life.notifier.reloading():
+                    listener.reload()
+        if tokens is not None:
+            tokens.refresh()
+            service.check_tokens()

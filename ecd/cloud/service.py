@@ -16,11 +16,14 @@ from typing import Any
 from ecd.cloud.batcher import Batcher
 from ecd.cloud.overheard import begun
 from ecd.cloud.session import Committed, Vocabulary
+from ecd.cloud.tenants import Tenant, Tenants
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
-from ecd.errors import Code, EcdError, EngineError, EngineLost, UnknownPrefix
+from ecd.errors import AuthError, Code, EcdError, EngineError, EngineLost, LimitExceeded, UnknownPrefix
 from ecd.journal import Journal, Ring
 from ecd.tracing import SESSION, tell_trace
+from ecd.trust.settings import NO_LIMITS, Limits
+from ecd.trust.tokens import Token
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -37,6 +40,11 @@ from ecd.wire.messages import Commit, Credit, Draft, Finish, Kv, Message, Open, 
 log = logging.getLogger(__name__)
 
 Address = tuple[Link, int]
+
+# So many bytes cost a tenant as much as a hint: long frames take their time too.
+CHARGED_BYTES = 256
+# What a peer may make us hold before it is asked what its tenant holds in all.
+SMALL_BYTES = 64 << 10
 
 
 @dataclass(slots=True)
@@ -58,7 +66,11 @@ class Gaps:
 
 
 class CloudService:
-    """All connections and sessions of one cloud; `on_drained` is called when `ecdctl drain` is through."""
+    """All connections and sessions of one cloud; `on_drained` is called when `ecdctl drain` is through.
+
+    `limits` are each tenant's; `token` gives the token of that name, None where none is asked for, or raises
+    AuthError when it is no longer good.
+    """
 
     def __init__(
         self,
@@ -67,8 +79,12 @@ class CloudService:
         settings: Settings,
         batcher: Batcher,
         on_drained: Callable[[], None],
+        limits: Limits = NO_LIMITS,
+        token: Callable[[str], Token | None] = lambda name: None,
     ):
         self.listen = ""
+        # Of connections that never came as far as this.
+        self.listener_stats: Callable[[], dict[str, int]] = dict
         self._verifier = verifier
         self._vocabulary = vocabulary
         self._settings = settings
@@ -78,6 +94,9 @@ class CloudService:
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, int] = {}
         self._connections = itertools.count(1)
+        self._token = token
+        self._tenants = Tenants(limits)
+        self._tenant_of: dict[Link, Tenant] = {}
         self._keys = itertools.count(1)
         self._by_address: dict[Address, int] = {}
         self._by_key: dict[int, Address] = {}
@@ -96,6 +115,7 @@ class CloudService:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
         link.connection.load = self._load
+        link.toll = self._toll
         self._links[link] = next(self._connections)
         if self._draining:
             link.drain("this cloud is draining")
@@ -134,6 +154,11 @@ class CloudService:
         while self._by_key:
             self._idle.clear()
             await self._idle.wait()
+
+    def check_tokens(self) -> None:
+        """Ends the connections whose token is no longer good; the others have the limits of now."""
+        for link in list(self._tenant_of):
+            self._enter(link)
 
     def stop(self) -> None:
         """Ends every connection."""
@@ -210,6 +235,8 @@ class CloudService:
             **asdict(totals),
             **asdict(self._gaps),
             **self._batcher.load(),
+            **self.listener_stats(),
+            "tenants": self._tenants.stats(),
             "engine_restarts": self._engine_restarts,
             "engine": self._verifier.stats(),
             "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
@@ -231,6 +258,7 @@ class CloudService:
             {
                 "id": key,
                 "peer": self._by_key[key][0].peername,
+                "tenant": self._by_key[key][0].connection.tenant,
                 "state": "running" if key in self._batcher.running else "queued",
                 "prompt_tokens": s.prompt_len,
                 "completion_tokens": len(s.tokens) - s.prompt_len,
@@ -304,6 +332,7 @@ class CloudService:
                 extra={**self._about(link), "session": key, "stream": stream},
             )
         del self._by_address[address]
+        self._tenant_of[address[0]].closed()
         if self._batcher.remove(key):
             self._to_forget.append(key)
         self._changed.set()
@@ -313,18 +342,22 @@ class CloudService:
     # -- connections
 
     def _about(self, link: Link) -> dict[str, Any]:
-        return {"connection": self._links.get(link), "peer": link.peername}
+        about = {"connection": self._links.get(link), "peer": link.peername}
+        return about | ({"tenant": link.connection.tenant} if link.connection.tenant else {})
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Connected():
+                self._enter(link)
                 log.info("edge connected (%s)", readable(event.peer.agent[:100]), extra=self._about(link))
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
                 log.info("edge opens no more sessions: %s", event.message, extra=self._about(link))
             case Closed():
-                log.info("edge left: %s", event.message, extra=self._about(link))
+                # Those that never came in are the listener's to tell of.
+                if link in self._tenant_of:
+                    log.info("edge left: %s", event.message, extra=self._about(link))
                 packets_in, packets_out = link.packet_bytes()
                 self._packets_in += packets_in
                 self._packets_out += packets_out
@@ -333,6 +366,7 @@ class CloudService:
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
                     self._forget(key, "the edge left")
                 self._links.pop(link, None)
+                self._tenant_of.pop(link, None)
 
     def _on_message(self, link: Link, message: Open | Draft | Tokens | Commit | Kv | Credit | Reset) -> None:
         key = self._by_address.get((link, message.stream))
@@ -340,6 +374,8 @@ class CloudService:
             case Open():
                 self._open(link, message)
             case Draft():
+                alternates = sum(len(alternate.ids) for alternate in message.alternates or ())
+                self._tenant_of[link].charge(len(message.ids) + alternates, monotonic())
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     session.hint(message)
                     self._changed.set()
@@ -354,8 +390,36 @@ class CloudService:
             case Credit() | Tokens():
                 pass
 
-    def _open(self, link: Link, message: Open) -> None:
+    def _enter(self, link: Link) -> None:
+        """Notes who is at the link's other end and what it may use; ends the link when that is nothing."""
+        name = link.connection.tenant
         try:
+            token = self._token(name)
+        except AuthError as e:
+            link.close(e.code, str(e))
+            return
+        self._tenant_of[link] = self._tenants.enter(name, token.limits if token else Limits(), monotonic())
+
+    def _toll(self, link: Link, size: int, frames: int) -> float:
+        """After each read: for how long nothing more is to be read, seconds."""
+        tenant = self._tenant_of.get(link)
+        if tenant is None:
+            return 0.0  # not let in yet: the handshake has limits of its own
+        now = monotonic()
+        if size:
+            tenant.charge(max(1, frames) + size // CHARGED_BYTES, now)
+        if link.held_bytes > SMALL_BYTES:
+            held = sum(each.held_bytes for each, of in self._tenant_of.items() if of is tenant)
+            try:
+                tenant.check_held(held)
+            except LimitExceeded as e:
+                link.close(e.code, str(e))
+        return tenant.wait_s(now)
+
+    def _open(self, link: Link, message: Open) -> None:
+        tenant = self._tenant_of[link]
+        try:
+            tenant.check_open(message.prefix_len + len(message.prompt))
             if message.prefix_len:
                 raise UnknownPrefix("this cloud keeps no prompt prefixes; send the whole prompt")
             self._batcher.check_fits(len(message.prompt), message.max_tokens)
@@ -367,10 +431,12 @@ class CloudService:
                 self._settings.limits["max_ahead"],
                 monotonic(),
             )
+            session.tenant = tenant
             self._batcher.add(key, session)
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))
             return
+        tenant.opened()
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)
         self._changed.set()

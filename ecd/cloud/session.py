@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ecd.cloud.board import MAX_ALTERNATES, Board
 from ecd.cloud.depth import Calibration, Hinted
+from ecd.cloud.tenants import Tenant
 from ecd.errors import BadRequest
 from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, check_top
@@ -72,6 +73,7 @@ class Session:
     forwards: int = 0
     verified: int = 0
     accepted: int = 0
+    tenant: Tenant | None = None
 
     @classmethod
     def of(cls, request: Open, vocabulary: Vocabulary, max_ahead: int, now: float) -> "Session":
@@ -178,6 +180,10 @@ class Session:
             return float("-inf")
         return self.waiting_since + min(patience_us / 1e6, MAX_PATIENCE_S)
 
+    def may_verify(self, now: float) -> bool:
+        """Whether its hints may cost the target time: not while too many of its tenant's were wrong."""
+        return self.tenant is None or self.tenant.may_verify(now)
+
     def hinted(self, at_most: int) -> Hinted:
         """Its part in the choice of how many hints to verify: what each that may be taken is worth.
 
@@ -220,6 +226,8 @@ class Session:
         self.forwards += 1
         self.verified += verified
         self.accepted += accepted
+        if self.tenant is not None:
+            self.tenant.reject(verified - accepted, now)
         told = None if logprobs is None else logprobs[: len(ids)]
         return Committed(base, tuple(ids), accepted, verified, finish, told)
 

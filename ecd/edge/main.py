@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from ecd.config import EdgeConfig, split_address
@@ -20,6 +21,7 @@ from ecd.edge.run_args import PaceSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.telemetry import check_spans, spans
 from ecd.edge.uplink import Backoff, Uplink
+from ecd.trust.tls import edge_context
 from ecd.wire.connection import Role
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,9 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     """
     serves_http(config)
     check_spans(config)
+    if config.tls is not None:
+        # Here, so that a file that cannot be used is told before a model is loaded.
+        edge_context(config.tls)
     run_daemon(config, lambda: load(config), lambda engine, life: _serve(config, *engine, life))
 
 
@@ -69,7 +74,8 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     )
     host, port = split_address(config.cloud)
     backoff = Backoff(config.reconnect.first_s, config.reconnect.longest_s)
-    uplink = Uplink(host, port, link_settings(Role.EDGE, config, model, limits={}), backoff, service.on_event)
+    link = replace(link_settings(Role.EDGE, config, model, limits={}), token=config.token)
+    uplink = Uplink(host, port, link, backoff, service.on_event, config.tls)
     service.attach(uplink)
     settings = PaceSettings(
         Objective(config.objective), config.ahead_tokens, config.patience_ms, config.hint_tokens

@@ -30,6 +30,7 @@ def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
             "connects": uplink.connects,
             "rtt_ms": rtt.smoothed_s * 1000 if rtt and rtt.smoothed_s is not None else None,
             "rtt_variation_ms": rtt.variation_s * 1000 if rtt and rtt.smoothed_s is not None else None,
+            "certificate_expires": uplink.link.certificate_expires() if uplink.link else None,
             "cloud_load": load,
         },
         "sessions": len(service.answers),

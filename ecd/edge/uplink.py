@@ -6,12 +6,16 @@ Owns connect attempts and back-off. What travels on the link is the service's bu
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
 from typing import Any
 
+from ecd.errors import Code, ConfigError
+from ecd.trust.settings import EdgeTls
+from ecd.trust.tls import edge_context, why_edge_failed
 from ecd.wire.connection import Closed, Connected, Connection, Event, Settings, readable
 from ecd.wire.link import Link
 
@@ -46,12 +50,19 @@ class Backoff:
 class Uplink:
     """Keeps a link to `host:port`; tells `on_event` of everything that happens on it.
 
+    `tls`: None for plain TCP. Its files are read again for each connection.
     `link` is the connected link or None. `refused` says why the cloud will not have this edge, None while it
     may.
     """
 
     def __init__(
-        self, host: str, port: int, settings: Settings, backoff: Backoff, on_event: Callable[[Event], None]
+        self,
+        host: str,
+        port: int,
+        settings: Settings,
+        backoff: Backoff,
+        on_event: Callable[[Event], None],
+        tls: EdgeTls | None = None,
     ):
         self.host, self.port = host, port
         self.state = LinkState.DOWN
@@ -62,6 +73,7 @@ class Uplink:
         self._settings = settings
         self._backoff = backoff
         self._on_event = on_event
+        self._tls = tls
         self._closed = asyncio.Event()
         self._wire_in = self._wire_out = 0
         self._packets_in = self._packets_out = 0
@@ -104,12 +116,26 @@ class Uplink:
             links.append(Link(Connection(self._settings, monotonic()), self._on_link_event))
             return links[-1]
 
+        name = self.host if self._tls is None else self._tls.server_name or self.host
         try:
+            context = None if self._tls is None else edge_context(self._tls)
             async with asyncio.timeout(self._settings.handshake_s):
-                await loop.create_connection(protocol, self.host, self.port)
+                await loop.create_connection(
+                    protocol,
+                    self.host,
+                    self.port,
+                    ssl=context,
+                    server_hostname=None if context is None else name,
+                )
+        except ConfigError as e:
+            self._note(str(e), refused=True)
+            return
         except (OSError, TimeoutError) as e:
-            self.refused = None
-            self._note(f"cannot reach the cloud at {self.host}:{self.port}: {e or 'timed out'}")
+            why = why_edge_failed(e, name) if self._tls is not None and isinstance(e, OSError) else None
+            reason = why or str(e) or "timed out"
+            # Another attempt meets the same certificate.
+            refused = isinstance(e, ssl.SSLCertVerificationError)
+            self._note(f"cannot reach the cloud at {self.host}:{self.port}: {reason}", refused=refused)
             return
         try:
             await self._closed.wait()
@@ -132,9 +158,13 @@ class Uplink:
                     "connected to the cloud (%s)", readable(event.peer.agent[:100]), extra=self.about(link)
                 )
             case Closed():
+                reason = event.message
+                if self.link is None and event.code is Code.UNAVAILABLE:
+                    # TLS of the other end does not tell why; an edge's certificate is judged last.
+                    demanded = "TLS (`tls`)" if self._tls is None else "another `tls.certificate`"
+                    reason += f" before its welcome; it may demand {demanded} of this edge, and its log says"
                 self.link = None
-                self.refused = None if event.retry else event.message
-                self._note(event.message)
+                self._note(reason, refused=not event.retry)
                 self._closed.set()
         self._on_event(event)
 
@@ -142,7 +172,8 @@ class Uplink:
         """What a line of the log names a connection by."""
         return {"connection": self.connects, "peer": link.peername}
 
-    def _note(self, reason: str) -> None:
+    def _note(self, reason: str, *, refused: bool) -> None:
+        self.refused = reason if refused else None
         if reason != self.reason:
             log.warning("link down: %s", reason)
         self.reason = reason

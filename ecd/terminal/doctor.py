@@ -18,6 +18,8 @@ CLOCKS_APART_S = 2.0
 PONG_S, LOOK_S = 6.0, 0.02
 # A link whose round trips vary by more than this share, and this many milliseconds, is not steady.
 UNSTEADY_SHARE, UNSTEADY_MS = 0.5, 10.0
+# A certificate that ends in fewer days should be renewed.
+CERTIFICATE_DAYS = 14
 MEASURE: dict[str, Any] = {"prompt": "Count from one to forty in words.", "max_tokens": 64}
 MEASURED = ("rtt_ms", "draft_ms", "step_ms", "slope", "acceptance")
 
@@ -52,6 +54,7 @@ def examine(client: BlockingClient, foresee: Callable[[Mapping[str, Any]], str])
     if findings[-1].level is Level.FAILED:
         return findings
     findings.append(rtt_found(status["link"]))
+    findings.append(certificate_found(status["link"]["certificate_expires"], time.time()))
     findings.append(clock_found(_clocks_apart_s(client)))
     conditions = client.call("stats")["conditions"]
     if _unmeasured(conditions):
@@ -98,6 +101,20 @@ def rtt_found(link: Mapping[str, Any]) -> Finding:
         todo = "something on the way queues or loses packets; text will come in bursts"
         return Finding(Level.WARNING, "round trip", found, todo)
     return Finding(Level.OK, "round trip", found)
+
+
+def certificate_found(expires: float | None, now: float) -> Finding:
+    """How long the cloud's certificate is still good; times in seconds since 1970."""
+    if expires is None:
+        return Finding(Level.OK, "TLS", "off; the cloud is on this machine, or `insecure` is set")
+    days = (expires - now) / 86400
+    if days < 0:
+        todo = "renew it and send the cloud SIGHUP: no new link can be made"
+        return Finding(Level.FAILED, "TLS", f"the cloud's certificate expired {-days:.0f} days ago", todo)
+    found = f"the cloud's certificate is good for {days:.0f} days"
+    if days < CERTIFICATE_DAYS:
+        return Finding(Level.WARNING, "TLS", found, "renew it and send the cloud SIGHUP")
+    return Finding(Level.OK, "TLS", found)
 
 
 def clock_found(apart_s: float | None) -> Finding:

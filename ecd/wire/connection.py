@@ -6,14 +6,13 @@ Receiving never raises; a broken peer becomes an ERROR frame and one `Closed` ev
 same in prose.
 """
 
-import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum, auto
 from typing import Any
 
-from ecd.errors import Code, ProtocolError
+from ecd.errors import AuthError, Code, ProtocolError
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame, id_width, is_uint
 from ecd.wire.messages import (
@@ -39,6 +38,10 @@ from ecd.wire.messages import (
 MAJOR, MINOR = 1, 0
 FEATURES = ("q", "alternates")
 HANDSHAKE_FRAME_BYTES = 64 << 10
+# Frames of unknown types are ignored, but not for as long as the handshake may take.
+HANDSHAKE_FRAMES = 16
+# A frame that was begun must be complete after so long, whatever else arrives of it.
+FRAME_S = 60.0
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16
 MAX_REASON_CHARACTERS = 4096
@@ -90,9 +93,10 @@ ON_STREAM_ZERO: frozenset[type[Message]] = frozenset({Hello, Welcome, Ping, Pong
 class Settings:
     """One end's side of the negotiation.
 
-    `token` is what an edge presents and a cloud demands (None: nothing). ping_interval_s: how often RTT is
-    measured. silence_s: a peer not heard of for so long is dead. handshake_s: how long the handshake may
-    take. `limits` and `model` are told to the peer (names in docs/PROTOCOL.md).
+    `token` is what an edge presents. `identify` gives the tenant that it stands for, or raises AuthError.
+    ping_interval_s: how often RTT is measured. silence_s: a peer not heard of for so long is dead.
+    handshake_s: how long the handshake may take. `limits` and `model` are told to the peer (names in
+    docs/PROTOCOL.md).
     """
 
     role: Role
@@ -101,6 +105,7 @@ class Settings:
     limits: dict[str, int] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     token: str | None = None
+    identify: Callable[[bytes | None], str] = lambda shown: ""
     ping_interval_s: float = 2.0
     silence_s: float = 6.0
     handshake_s: float = 5.0
@@ -182,6 +187,9 @@ class Connection:
         self.settings = settings
         self.state = State.HANDSHAKE
         self.peer: Hello | Welcome | None = None
+        # Whom the edge's token names (cloud only).
+        self.tenant = ""
+        self.frames_in = 0
         self.rtt = Rtt()
         # Asked for each PONG.
         self.load: Callable[[], dict[str, Any]] = dict
@@ -196,6 +204,7 @@ class Connection:
         self._output: deque[Outgoing] = deque()
         self._events: list[Event] = []
         self._heard_at = now
+        self._frame_began: float | None = None
         self._next_ping = now
         self._handshake_deadline = now + settings.handshake_s
         self._pings: dict[int, float] = {}
@@ -224,6 +233,10 @@ class Connection:
         self._heard_at = now
         try:
             for fields, size in self._reader.feed(data):
+                self.frames_in += 1
+                self._frame_began = None
+                if self.state is State.HANDSHAKE and self.frames_in > HANDSHAKE_FRAMES:
+                    raise ProtocolError(f"{HANDSHAKE_FRAMES} frames and no handshake among them")
                 message = from_fields(fields, self._width)
                 if message is not None:
                     self._on_message(message, size, now)
@@ -231,6 +244,8 @@ class Connection:
                     break
         except ProtocolError as e:
             self._fail(e.code, str(e))
+        if self._frame_began is None and self.buffered_bytes:
+            self._frame_began = now
         return self._take_events()
 
     def timeout(self, now: float) -> list[Event]:
@@ -242,6 +257,8 @@ class Connection:
                 self._fail(Code.TIMEOUT, f"no handshake within {self.settings.handshake_s:g} s")
         elif now >= self._heard_at + self.settings.silence_s:
             self._fail(Code.TIMEOUT, f"the peer was silent for {self.settings.silence_s:g} s")
+        elif self._frame_began is not None and now >= self._frame_began + FRAME_S:
+            self._fail(Code.TIMEOUT, f"a frame was not complete within {FRAME_S:g} s of its beginning")
         elif now >= self._next_ping:
             self._ping(now)
         return self._take_events()
@@ -257,9 +274,15 @@ class Connection:
             case State.HANDSHAKE:
                 return self._handshake_deadline
             case State.OPEN:
-                return min(self._next_ping, self._heard_at + self.settings.silence_s)
+                due = min(self._next_ping, self._heard_at + self.settings.silence_s)
+                return due if self._frame_began is None else min(due, self._frame_began + FRAME_S)
             case State.CLOSED:
                 return None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What has come of a frame that is not complete yet."""
+        return self._reader.buffered_bytes
 
     # -- what the application asks for
 
@@ -363,12 +386,10 @@ class Connection:
     def _on_hello(self, message: Hello, now: float) -> None:
         settings = self.settings
         self._check_version(message.major)
-        if settings.token is not None and not hmac.compare_digest(
-            settings.token.encode(), message.auth or b""
-        ):
-            return self._fail(
-                Code.AUTH, "the cloud demands a token and this one is not it; set `token` at the edge"
-            )
+        try:
+            self.tenant = settings.identify(message.auth)
+        except AuthError as e:
+            return self._fail(e.code, str(e))
         self._check_fingerprint(message.fingerprint)
         if self.state is State.CLOSED:
             return None

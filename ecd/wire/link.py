@@ -6,6 +6,7 @@ Owns socket options, write order and back-pressure. Decides nothing about the pr
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import sys
 from collections import Counter, deque
@@ -25,8 +26,10 @@ TRANSPORT_BYTES = 32 << 10
 # A peer that lets this much pile up is not reading.
 MAX_QUEUED_BYTES = 8 << 20
 WRITE_BYTES = 16 << 10
-# A peer that delivers this much at once waits for the other peers' turn.
-FAIR_BYTES = 32 << 10
+# So much of a peer is looked at in one turn of the loop, then the others have theirs.
+FAIR_BYTES = 8 << 10
+# A peer that reads less than what the transport may hold in so long is not reading.
+STUCK_S = 30.0
 
 # Bytes before the payload of each segment: IP, TCP, and TCP's timestamps option.
 IPV4_HEADER_BYTES = 20 + 20 + 12
@@ -101,6 +104,12 @@ class Link(asyncio.Protocol):
         self.connection = connection
         self.traffic = Traffic()
         self.peername = "?"
+        # Given the bytes that were just read, and the frames that they completed: seconds for which nothing
+        # more is to be read.
+        self.toll: Callable[[Link, int, int], float] = lambda link, size, frames: 0.0
+        # Why the connection is over, and then that the transport is gone.
+        self.closed: Closed | None = None
+        self.ended = asyncio.Event()
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._queue = PriorityQueue()
@@ -109,7 +118,9 @@ class Link(asyncio.Protocol):
         self._due: float | None = None
         self._flush_due = False
         self._paused = False
-        self._told = False
+        self._stuck: asyncio.TimerHandle | None = None
+        self._unread = b""
+        self._reading_on: asyncio.TimerHandle | None = None
         self._last_packet_bytes = (0, 0)
 
     # -- asyncio.Protocol
@@ -117,35 +128,39 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
-        self.peername = "{}:{}".format(*transport.get_extra_info("peername", ("?", "?"))[:2])
+        # None of a peer that is gone again already.
+        self.peername = "{}:{}".format(*(transport.get_extra_info("peername") or ("?", "?"))[:2])
         set_tcp_options(transport.get_extra_info("socket"), self.connection.settings.silence_s)
         self._after([])
 
     def data_received(self, data: bytes) -> None:
         self.traffic.bytes_in += len(data)
         self.traffic.reads += 1
-        self._after(self.connection.receive(data, monotonic()))
-        if len(data) > FAIR_BYTES and self._transport is not None and not self._told:
-            # uvloop would read on and on from a peer that floods; the others have their turn first.
-            self._transport.pause_reading()
-            self._loop.call_soon(self._read_on)
+        self._unread += data
+        if self._reading_on is None:
+            self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._last_packet_bytes = self.packet_bytes()
         self._transport = None
+        if self._stuck is not None:
+            self._stuck.cancel()
+        if self._unread and not self.toll(self, 0, 0):
+            self._after(self.connection.receive(self._unread, monotonic()))
+        self._unread = b""
+        self.ended.set()
         self._after(
             self.connection.lost(f"the connection to {self.peername} was lost: {exc or 'closed by the peer'}")
         )
 
-    def _read_on(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
     def pause_writing(self) -> None:
         self._paused = True
+        self._stuck = self._loop.call_later(STUCK_S, self._evict)
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self._stuck is not None:
+            self._stuck.cancel()
         self._flush()
 
     # -- for the services
@@ -170,6 +185,11 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def certificate_expires(self) -> float | None:
+        """When the peer's certificate ends, in seconds since 1970; None where it has shown none."""
+        shown = None if self._transport is None else self._transport.get_extra_info("peercert")
+        return ssl.cert_time_to_seconds(shown["notAfter"]) if shown else None
+
     def packet_bytes(self) -> tuple[int, int]:
         """Bytes received and sent with TCP/IP headers, bare acknowledgements included; also of an ended link.
 
@@ -185,17 +205,43 @@ class Link(asyncio.Protocol):
         header = IPV6_HEADER_BYTES if sock and sock.family == socket.AF_INET6 else IPV4_HEADER_BYTES
         return traffic.bytes_in + segments_in * header, traffic.bytes_out + segments_out * header
 
+    @property
+    def held_bytes(self) -> int:
+        """What is kept for the peer: what is not written yet, and what has come of an incomplete frame."""
+        unwritten = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._queue.size_bytes + unwritten + len(self._unread) + self.connection.buffered_bytes
+
     # -- inside
+
+    def _read_on(self) -> None:
+        """Takes a piece of what came, and leaves the rest, and all further reading, for when it may go on."""
+        held_back, self._reading_on = self._reading_on is not None, None
+        wait_s = self.toll(self, 0, 0)
+        if self._unread and not wait_s:
+            piece, self._unread = self._unread[:FAIR_BYTES], self._unread[FAIR_BYTES:]
+            frames = self.connection.frames_in
+            self._after(self.connection.receive(piece, monotonic()))
+            wait_s = self.toll(self, len(piece), self.connection.frames_in - frames)
+        if self._transport is None or self._transport.is_closing():
+            return
+        if wait_s or self._unread:
+            if not held_back:
+                # uvloop would read on and on from a peer that floods.
+                self._transport.pause_reading()
+            self._reading_on = self._loop.call_later(wait_s, self._read_on)
+        elif held_back:
+            self._transport.resume_reading()
 
     def _after(self, events: list[Event]) -> None:
         for event in events:
-            if self._told:
+            if self.closed is not None:
                 break  # a handler of an earlier event closed the link
-            self._told = isinstance(event, Closed)
+            if isinstance(event, Closed):
+                self.closed = event
             self._on_event(self, event)
         self._schedule_flush()
         self._arm_timer()
-        if self._told and self._transport is not None:
+        if self.closed is not None and self._transport is not None:
             self._flush()
             if self._transport is not None:
                 self._transport.close()
@@ -234,9 +280,13 @@ class Link(asyncio.Protocol):
             self.traffic.bytes_out += len(data)
             self.traffic.writes += 1
             self._transport.write(data)
-        if self._queue.size_bytes > MAX_QUEUED_BYTES and not self._told:
+        if self._queue.size_bytes > MAX_QUEUED_BYTES:
+            self._evict()
+
+    def _evict(self) -> None:
+        if self.closed is None:
             self._after(self.connection.close(Code.SLOW_READER, f"{self.peername} does not read"))
-            self.abort()
+        self.abort()
 
 
 def set_tcp_options(sock: socket.socket | None, dead_after_s: float) -> None:

@@ -14,6 +14,7 @@ from ecd.errors import BadRequest
 from ecd.terminal.doctor import (
     Finding,
     Level,
+    certificate_found,
     clock_found,
     edge_found,
     examine,
@@ -30,6 +31,7 @@ LINK: dict[str, Any] = {
     "refused": False,
     "rtt_ms": 20.0,
     "rtt_variation_ms": 2.0,
+    "certificate_expires": None,
     "cloud_load": {"running": 0, "time": 0.0},
 }
 STATUS = {"role": "edge", "state": "serving", "draft_model": "small", "link": LINK}
@@ -78,6 +80,15 @@ def test_a_link_is_there_or_it_is_said_why_not(
 )
 def test_a_round_trip_is_steady_or_not(rtt_ms: float | None, varies_ms: float | None, level: Level) -> None:
     assert rtt_found({**LINK, "rtt_ms": rtt_ms, "rtt_variation_ms": varies_ms}).level is level
+
+
+@pytest.mark.parametrize(
+    ("days", "level"), [(None, Level.OK), (90, Level.OK), (13, Level.WARNING), (-1, Level.FAILED)]
+)
+def test_a_certificate_is_good_for_long_enough_or_it_is_to_be_renewed(days: int | None, level: Level) -> None:
+    found = certificate_found(None if days is None else 1e9 + days * 86400, 1e9)
+    assert found.level is level
+    assert ("SIGHUP" in found.todo) == (level is not Level.OK)
 
 
 def test_clocks_agree_or_it_is_said_which_is_ahead() -> None:
@@ -134,11 +145,11 @@ async def test_an_edge_that_measured_nothing_is_asked_one_prompt(tmp_path: Path)
     edge = FakeEdge()
     findings = await edge.examined(tmp_path / "edge.sock")
     assert len(edge.asked) == 1
-    assert [finding.level for finding in findings] == [Level.OK] * 6
+    assert [finding.level for finding in findings] == [Level.OK] * 7
     assert findings[-1].found == "much, at 20.0 ms"
     again = await edge.examined(tmp_path / "edge.sock")
     assert len(edge.asked) == 1
-    assert len(again) == 6
+    assert len(again) == 7
 
 
 async def test_clocks_are_compared(tmp_path: Path) -> None:

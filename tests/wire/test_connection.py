@@ -9,11 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ecd.errors import Code
+from ecd.errors import AuthError, Code
 from ecd.wire.connection import (
     ALLOWED,
     FEATURES,
+    FRAME_S,
     HANDSHAKE_FRAME_BYTES,
+    HANDSHAKE_FRAMES,
     MAJOR,
     MAX_REASON_CHARACTERS,
     MAX_STREAM,
@@ -67,6 +69,13 @@ CLOUD = Settings(
 HELLO = Hello(0, MAJOR, MINOR, FEATURES, None, {}, FINGERPRINT.to_map(), "a test")
 WELCOME = Welcome(0, MAJOR, MINOR, FEATURES, {"max_ahead": 8}, FINGERPRINT.to_map(), {}, "a test")
 BYE = Error(0, Code.INTERNAL, "bye")
+
+
+def knows_secret(shown: bytes | None) -> str:
+    """Whose token it is."""
+    if shown != b"secret":
+        raise AuthError("not this one")
+    return "berlin"
 
 
 def an_open(stream: int) -> Open:
@@ -181,7 +190,7 @@ class TestHandshake:
     def test_edge_speaks_first_and_cloud_answers(self) -> None:
         edge, cloud = (
             Talk(replace(EDGE, token="secret", limits={"a": 1})),
-            Talk(replace(CLOUD, token="secret")),
+            Talk(replace(CLOUD, identify=knows_secret)),
         )
         assert cloud.said() == []
         (hello,) = edge.said()
@@ -206,7 +215,7 @@ class TestHandshake:
         assert_failed(talk, talk.hear(replace(WELCOME, major=2)), Code.VERSION, "version 2 is not 1")
 
     def test_a_wrong_version_counts_before_everything_else_that_is_wrong(self) -> None:
-        talk = Talk(replace(CLOUD, token="secret"))
+        talk = Talk(replace(CLOUD, identify=knows_secret))
         events = talk.hear(replace(HELLO, major=2, auth=b"no", fingerprint={}))
         assert_failed(talk, events, Code.VERSION, "same release")
 
@@ -242,24 +251,37 @@ class TestHandshake:
 
     @pytest.mark.parametrize("auth", [None, b"", b"secre", b"secret ", b"SECRET", b"\xff"])
     def test_a_token_that_is_missing_or_wrong_is_refused(self, auth: bytes | None) -> None:
-        talk = Talk(replace(CLOUD, token="secret"))
+        talk = Talk(replace(CLOUD, identify=knows_secret))
         events = talk.hear(replace(HELLO, auth=auth))
-        assert_failed(talk, events, Code.AUTH, "set `token` at the edge")
+        assert_failed(talk, events, Code.AUTH, "not this one")
 
     def test_a_wrong_token_learns_nothing_of_the_fingerprint(self) -> None:
-        talk = Talk(replace(CLOUD, token="secret"))
+        talk = Talk(replace(CLOUD, identify=knows_secret))
         events = talk.hear(replace(HELLO, auth=b"no", fingerprint=replace(FINGERPRINT, probes="x").to_map()))
-        assert_failed(talk, events, Code.AUTH, "token")
+        assert_failed(talk, events, Code.AUTH, "not this one")
 
-    @pytest.mark.parametrize(
-        ("demanded", "given"), [("sécret", "sécret".encode()), (None, b"any"), (None, None)]
-    )
-    def test_the_right_token_or_one_that_nobody_asked_for_is_let_in(
-        self, demanded: str | None, given: bytes | None
-    ) -> None:
-        talk = Talk(replace(CLOUD, token=demanded))
+    @pytest.mark.parametrize("given", [None, b"", b"any"])
+    def test_a_token_that_nobody_asked_for_is_let_in(self, given: bytes | None) -> None:
+        talk = Talk(CLOUD)
         hello = replace(HELLO, auth=given)
         assert talk.hear(hello) == [Connected(hello)]
+        assert talk.connection.tenant == ""
+
+    def test_the_right_token_says_whose_connection_it_is(self) -> None:
+        talk = Talk(replace(CLOUD, identify=knows_secret))
+        hello = replace(HELLO, auth=b"secret")
+        assert talk.hear(hello) == [Connected(hello)]
+        assert talk.connection.tenant == "berlin"
+
+    @pytest.mark.parametrize("role", Role)
+    def test_frames_of_unknown_types_do_not_keep_a_handshake_going(self, role: Role) -> None:
+        talk = Talk(EDGE if role is Role.EDGE else CLOUD)
+        talk.said()
+        unknown = encode_frame([99, 0])
+        assert talk.connection.receive(unknown * HANDSHAKE_FRAMES, talk.now) == []
+        assert_failed(
+            talk, talk.connection.receive(unknown, talk.now), Code.PROTOCOL, "no handshake among them"
+        )
 
     @pytest.mark.parametrize("role", Role)
     def test_other_models_are_refused_naming_every_difference_edge_first(self, role: Role) -> None:
@@ -503,6 +525,25 @@ class TestKeepAlive:
         talk.connection.load = lambda: {"running": 3}
         assert talk.hear(Ping(0, 7), Ping(0, 2**64 - 1)) == []
         assert talk.said() == [Pong(0, 7, {"running": 3}), Pong(0, 2**64 - 1, {"running": 3})]
+
+    def test_a_frame_that_drips_in_ends_the_connection_however_lively_it_is(self) -> None:
+        talk = connected(Role.CLOUD, ping_interval_s=1000.0, silence_s=20.0)
+        drops = iter(frame(replace(an_open(2), prompt=(7,) * 1000)))
+        began = talk.now
+        while talk.now < began + FRAME_S - 5:
+            assert talk.connection.receive(bytes([next(drops)]), talk.now) == []
+            assert talk.after(5) == []
+        assert talk.connection.next_timer() == began + FRAME_S
+        assert_failed(talk, talk.after(5), Code.TIMEOUT, "not complete within 60 s")
+
+    def test_frames_that_are_cut_and_complete_may_follow_each_other_for_ever(self) -> None:
+        talk = connected(Role.CLOUD, ping_interval_s=1000.0, silence_s=10.0)
+        ping = frame(Ping(0, 1))
+        talk.connection.receive(ping[:3], talk.now)
+        for _ in range(100):
+            talk.now += 5
+            assert talk.connection.receive(ping[3:] + ping[:3], talk.now) == []
+            assert talk.after(0) == []
 
     def test_silence_ends_the_connection_and_any_byte_breaks_it(self) -> None:
         talk = connected(Role.EDGE, ping_interval_s=100.0, silence_s=6.0)

@@ -22,7 +22,9 @@ from ecd.wire import messages
 from ecd.wire.connection import (
     ALLOWED,
     FEATURES,
+    FRAME_S,
     HANDSHAKE_FRAME_BYTES,
+    HANDSHAKE_FRAMES,
     MAJOR,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
@@ -34,7 +36,7 @@ from ecd.wire.connection import (
 )
 from ecd.wire.fingerprint import PROBES
 from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, decode_body, encode_frame
-from ecd.wire.link import MAX_QUEUED_BYTES
+from ecd.wire.link import MAX_QUEUED_BYTES, STUCK_S
 from ecd.wire.messages import BY_TYPE, FIELDS, Finish, KvOp, Message, Origin, from_fields, to_fields
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -187,7 +189,10 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert limits["longest body before the handshake is done"].startswith(f"{HANDSHAKE_FRAME_BYTES} bytes")
     assert f"from 1 to {MAX_STREAM};" in PROSE
     assert f"more than {MAX_CALLS} running calls" in PROSE
-    assert f"more than {MAX_QUEUED_BYTES >> 20} MiB" in PROSE
+    assert f"more than {MAX_QUEUED_BYTES >> 20} MiB; or nothing" in PROSE
+    assert f"had room for within {STUCK_S:g} s" in PROSE
+    assert f"one of more than {HANDSHAKE_FRAMES} frames with PROTOCOL" in PROSE
+    assert f"not complete within {FRAME_S:g} s of its first byte" in PROSE
     assert f"No more than {MAX_UNANSWERED_PINGS} unanswered PINGs" in PROSE
     assert f"for no longer than {MAX_PATIENCE_S:g} s" in PROSE
     assert f"at most {MAX_Q_TOKENS} ids, each with a weight" in PROSE

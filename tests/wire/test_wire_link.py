@@ -14,7 +14,7 @@ import uvloop
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ecd.errors import Code
+from ecd.errors import AuthError, Code
 from ecd.wire.connection import (
     Closed,
     Connected,
@@ -28,7 +28,7 @@ from ecd.wire.connection import (
 )
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import FrameReader, encode_frame
-from ecd.wire.link import IPV4_HEADER_BYTES, MAX_QUEUED_BYTES, Link, PriorityQueue, segments
+from ecd.wire.link import FAIR_BYTES, IPV4_HEADER_BYTES, MAX_QUEUED_BYTES, Link, PriorityQueue, segments
 from ecd.wire.messages import (
     Error,
     Hello,
@@ -197,8 +197,16 @@ FINGERPRINT = Fingerprint(1000, "aa", {"bos": 1}, "bpe", "bb")
 EDGE = Settings(Role.EDGE, "edge under test", FINGERPRINT)
 CLOUD = Settings(Role.CLOUD, "cloud under test", FINGERPRINT)
 HELLO = Hello(0, 1, 0, (), None, {}, FINGERPRINT.to_map(), "a test")
+BYE = Error(0, Code.INTERNAL, "bye")
 OPEN = Open(1, None, 0, (1, 2, 3), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
 T = TypeVar("T")
+
+
+def refuse(shown: bytes | None) -> str:
+    """Nobody is known here."""
+    raise AuthError("not this one")
+
+
 Scene = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -368,7 +376,7 @@ class TestTalk:
 
     def test_refusal_reaches_the_edge_in_words(self, run: Callable[[Scene], None]) -> None:
         async def talk() -> None:
-            async with listening(replace(CLOUD, token="secret")) as (cloud, address):
+            async with listening(replace(CLOUD, identify=refuse)) as (cloud, address):
                 edge = End(EDGE)
                 await asyncio.get_running_loop().create_connection(lambda: edge.link, *address)
                 closed = await edge.first(Closed)
@@ -481,6 +489,109 @@ class TestBackPressure:
                 assert before is not None
                 assert before < bulk / 8
                 assert cloud.closed == []
+
+        run(talk)
+
+    def test_a_peer_that_stops_reading_is_dropped_after_a_while(
+        self, run: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ecd.wire.link.STUCK_S", 0.1)
+
+        async def talk() -> None:
+            async with raw_edge() as (_, cloud):
+                # More than kernel and transport take, and far less than the queue may hold.
+                for _ in range(32):
+                    cloud.link.send(Tokens(1, 3, tuple(range(1000)) * 32, 0, 0, 1))
+                assert (await cloud.first(Closed)).code is Code.SLOW_READER
+                await cloud.link.ended.wait()
+
+        run(talk)
+
+    def test_a_peer_that_reads_slowly_is_kept(
+        self, run: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ecd.wire.link.STUCK_S", LIMIT_S)
+
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                sent = sum(cloud.link.send(Tokens(1, 3, (4,) * 32000, 0, 0, 1)) for _ in range(32))
+                while raw.received_bytes < sent:
+                    assert await raw.hear() is not None
+                assert cloud.closed == []
+
+        run(talk)
+
+    def test_what_is_held_for_a_peer_is_counted(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                assert cloud.link.held_bytes < 1000
+                part = encode_frame(to_fields(replace(OPEN, stream=2, prompt=(7,) * 20000), 2))[:-1]
+                heard = cloud.link.traffic.bytes_in
+                await asyncio.get_running_loop().sock_sendall(raw.sock, part)
+                await turns_until(lambda: cloud.link.traffic.bytes_in == heard + len(part))
+                assert len(part) <= cloud.link.held_bytes < len(part) + 1000
+                for _ in range(32):
+                    cloud.link.send(Tokens(1, 3, (4,) * 32000, 0, 0, 1))
+                await asyncio.sleep(0)
+                assert cloud.link.held_bytes > 1 << 20
+
+        run(talk)
+
+
+class TestToll:
+    """What a peer sends is taken in pieces, and no faster than whoever judges it allows."""
+
+    def test_a_peer_that_sends_much_is_read_in_pieces(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                pieces: list[int] = []
+
+                def count(link: Link, size: int, frames: int) -> float:
+                    pieces.append(frames)
+                    return 0.0
+
+                cloud.link.toll = count
+                ping = encode_frame(to_fields(Ping(0, 1), 2))
+                many = 10 * FAIR_BYTES // len(ping)
+                await raw.say(*[Ping(0, 1)] * many)
+                await turns_until(lambda: sum(pieces) == many)
+                assert max(pieces) <= FAIR_BYTES // len(ping) + 1
+
+        run(talk)
+
+    def test_nothing_is_read_while_the_toll_holds_it_back_and_all_of_it_afterwards(
+        self, run: Callable[[Scene], None]
+    ) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                holding, asked = True, 0
+
+                def hold(link: Link, size: int, frames: int) -> float:
+                    nonlocal asked
+                    asked += 1
+                    return 0.001 if holding else 0.0
+
+                cloud.link.toll = hold
+                await raw.say(*(replace(OPEN, stream=number) for number in range(2, 500)))
+                while asked < 20:
+                    await asyncio.sleep(0.001)
+                assert len(cloud.events) == 2
+                holding = False
+                while len(cloud.events) < 500:
+                    await asyncio.sleep(0.001)
+                assert [e.message.stream for e in cloud.events if isinstance(e, Received)] == list(
+                    range(1, 500)
+                )
+
+        run(talk)
+
+    def test_what_came_before_the_end_counts(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                await raw.say(*(replace(OPEN, stream=number) for number in range(2, 1000)), BYE)
+                raw.sock.shutdown(socket.SHUT_WR)
+                assert (await cloud.first(Closed)).code is Code.INTERNAL
+                assert sum(isinstance(event, Received) for event in cloud.events) == 999
 
         run(talk)
 

@@ -93,6 +93,9 @@ class InstantCloud:
         )
         self.service.attach(cast(Uplink, uplink))
 
+    def certificate_expires(self) -> float | None:
+        return None
+
     def send(self, message: Any) -> int:
         match message:
             case Open():

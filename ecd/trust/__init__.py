@@ -1,0 +1,1 @@
+"""Who may connect, and how the link is protected: tokens, TLS, limits."""
