@@ -26,7 +26,7 @@ from tests.edge.test_exchange import AROUND, LONG, REQUESTS, VOCABULARY, Circums
 # What machines are asked that changes nothing, or is done to them by their owners' hands.
 READS = {
     Generation: {"next_timer"},
-    Session: {"of", "ready_at", "hinted"},
+    Session: {"of", "ready_at", "hinted", "may_verify"},
 }
 
 

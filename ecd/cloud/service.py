@@ -349,7 +349,8 @@ class CloudService:
         match event:
             case Connected():
                 self._enter(link)
-                log.info("edge connected (%s)", readable(event.peer.agent[:100]), extra=self._about(link))
+                who, agent = link.connection.tenant or "an edge", readable(event.peer.agent[:100])
+                log.info("%s connected from %s (%s)", who, link.peername, agent, extra=self._about(link))
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
