@@ -25,7 +25,7 @@ from ecd.errors import BadRequest, EcdError
 # Events kept for all sessions of a daemon, about 20 MB. One with token ids counts once more for so many of
 # them, which take as much memory.
 RING_EVENTS, IDS_PER_EVENT = 1 << 15, 16
-BEGIN = "begin"
+BEGIN = "beginning"
 # In the metadata of a field that is not put into words: it only refers to what other events tell.
 UNTOLD = {"untold": True}
 IN_BASE64 = ConfigDict(val_json_bytes="base64")
