@@ -9,9 +9,10 @@ import asyncio
 import socket
 import ssl
 import sys
-import threading
 from pathlib import Path
 from time import monotonic
+
+import uvloop
 
 from ecd.config import split_address
 from ecd.lab.replay import ReplayModel
@@ -19,7 +20,7 @@ from ecd.lab.shipped import find_file
 from ecd.lab.trace import load_trace
 from ecd.trust.settings import EdgeTls
 from ecd.trust.tls import edge_context
-from ecd.wire.connection import Connection, Received, Role, Settings
+from ecd.wire.connection import Closed, Connection, Received, Role, Settings
 from ecd.wire.frames import encode_frame, id_width
 from ecd.wire.messages import Draft, Open, Pace, Tokens, to_fields
 
@@ -48,24 +49,32 @@ async def hold(address: tuple[str, int], source: str) -> None:
 
 
 class Hinting:
-    """A session after another, and hints for them that are never right."""
+    """One session after another, and hints for them that are never right."""
 
-    def __init__(self, sock: ssl.SSLSocket, settings: Settings, prompt: tuple[int, ...], wrong: int):
-        self._sock = sock
+    def __init__(self, settings: Settings, prompt: tuple[int, ...], wrong: int):
         self._prompt = prompt
         self._wrong = wrong
         self._width = id_width(settings.fingerprint.n_vocab)
         self._connection = Connection(settings, monotonic())
-        self._lock = threading.Lock()
         self._stream = self._length = 0
 
-    def read(self) -> None:
-        """Follows what is committed, answers pings, opens the next session; never returns."""
+    async def run(self, address: tuple[str, int], context: ssl.SSLContext) -> None:
+        """Never returns."""
+        reader, writer = await asyncio.open_connection(*address, ssl=context)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(reader, writer))
+            group.create_task(self._flood(writer))
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Sees what is committed, answers pings, opens the next session."""
         while True:
-            self._write(b"".join(frame.data for frame in self._connection.output()))
-            for event in self._connection.receive(self._sock.recv(1 << 16), monotonic()):
-                if isinstance(event, Received) and isinstance(event.message, Tokens):
-                    self._length = event.message.base + len(event.message.ids)
+            writer.write(b"".join(frame.data for frame in self._connection.output()))
+            for event in self._connection.receive(await reader.read(1 << 16), monotonic()):
+                match event:
+                    case Received(message=Tokens(base=base, ids=ids)):
+                        self._length = base + len(ids)
+                    case Closed():
+                        raise ConnectionError(event.message)
             if self._connection.peer is not None and not self._connection.streams:
                 self._length = len(self._prompt)
                 self._stream = self._connection.new_stream()
@@ -74,37 +83,29 @@ class Hinting:
                     Open(self._stream, None, 0, self._prompt, (), greedy, 512, (), Pace(0, 1))
                 )
 
-    def flood(self) -> None:
-        """Hints for the next positions, as fast as they are taken; never returns."""
+    async def _flood(self, writer: asyncio.StreamWriter) -> None:
+        """Hints for the next positions, as fast as they are taken."""
         while True:
-            draft = Draft(self._stream, self._length, self._length, (self._wrong,) * HINTS)
-            self._write(encode_frame(to_fields(draft, self._width)) * FRAMES_AT_ONCE if self._stream else b"")
+            if self._stream:
+                draft = Draft(self._stream, self._length, self._length, (self._wrong,) * HINTS)
+                writer.write(encode_frame(to_fields(draft, self._width)) * FRAMES_AT_ONCE)
+                await writer.drain()
+            await asyncio.sleep(0)
 
-    def _write(self, data: bytes) -> None:
-        with self._lock:
-            self._sock.sendall(data)
 
-
-def main() -> None:
-    listen, ca, trace_name, token, connections = sys.argv[1:]
+async def flood(listen: str, ca: str, trace_name: str, token: str, connections: int) -> None:
+    """Everything at once, for ever."""
     address = split_address(listen)
     trace = load_trace(find_file("traces", trace_name))
     settings = Settings(Role.EDGE, "flooder", ReplayModel(trace).fingerprint(), token=token)
     recording = max(trace.recordings, key=lambda each: len(each.target_ids))
-    context = edge_context(EdgeTls(ca=Path(ca)))
-    sock = context.wrap_socket(socket.create_connection(address), server_hostname=address[0])
     wrong = next(each for each in range(trace.n_vocab) if each not in recording.target_ids)
-    hinting = Hinting(sock, settings, recording.prompt_ids, wrong)
-    for job in (hinting.read, hinting.flood):
-        threading.Thread(target=job, daemon=True).start()
-
-    async def hold_all() -> None:
-        async with asyncio.TaskGroup() as group:
-            for number in range(int(connections)):
-                group.create_task(hold(address, f"127.0.1.{1 + number % SOURCES}"))
-
-    asyncio.run(hold_all())
+    hinting = Hinting(settings, recording.prompt_ids, wrong)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(hinting.run(address, edge_context(EdgeTls(ca=Path(ca)))))
+        for number in range(connections):
+            group.create_task(hold(address, f"127.0.1.{1 + number % SOURCES}"))
 
 
 if __name__ == "__main__":
-    main()
+    uvloop.run(flood(*sys.argv[1:5], int(sys.argv[5])))

@@ -222,7 +222,7 @@ def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> N
     """1,000 connections that never finish the handshake, and a tenant that sends hints at full speed."""
     good, hostile = site.token("create", "good"), site.token("create", "hostile")
     with (
-        site.cloud("--step-ms", "20", keepalive={"handshake_s": 2}) as cloud,
+        site.cloud("--step-ms", "20") as cloud,
         site.edge(cloud, good, "--draft-ms", "4") as edge,
     ):
 
@@ -241,7 +241,7 @@ def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> N
         with subprocess.Popen([*command, address_of(cloud), ca, NAME, hostile, "1000"]) as flooder:
             try:
                 until(lambda: hinted(cloud) > 8000)
-                until(lambda: cloud.call("stats")["connections_refused"] > 1000)
+                until(lambda: cloud.call("stats")["connections_refused"] > 100)
                 before = cloud.call("stats")
                 flooded = tokens_per_s()
                 after = cloud.call("stats")

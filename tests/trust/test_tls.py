@@ -23,6 +23,7 @@ from ecd.trust.settings import CloudTls, EdgeTls
 from ecd.trust.tls import cloud_context, edge_context
 from ecd.wire.connection import Closed, Connection, Event, Role, Settings
 from ecd.wire.fingerprint import Fingerprint
+from ecd.wire.frames import encode_frame
 from ecd.wire.link import Link
 
 FINGERPRINT = Fingerprint(1000, "aa", {"bos": 1}, "bpe", "bb")
@@ -324,6 +325,41 @@ def test_a_certificate_is_replaced_under_connections_that_stay(
     with caplog.at_level(logging.INFO):
         run(talk)
     assert "the certificate stays as it was: tls:" in caplog.text
+
+
+def test_a_peer_is_held_back_over_tls_and_loses_nothing(
+    run: Callable[[Scene], None], authority: Authority, server: Pair
+) -> None:
+    async def talk() -> None:
+        tls = EdgeTls(ca=authority.ca)
+        async with running(Cloud(tls_of(server))) as cloud, connecting(cloud, tls) as uplink:
+            assert uplink.link is not None
+            (link,) = cloud.links
+            holding, asked = True, 0
+
+            def toll(link: Link, size: int, frames: int) -> float:
+                nonlocal asked
+                asked += 1
+                return 0.001 if holding else 0.0
+
+            link.toll = toll
+            frames = link.connection.frames_in
+            # Unknown types are ignored, and counted.
+            unknown = encode_frame([99, 0, bytes(1000)])
+            assert uplink.link._transport is not None
+            for _ in range(2000):
+                uplink.link._transport.write(unknown)
+            while asked < 50:
+                await asyncio.sleep(0.001)
+            assert link.connection.frames_in <= frames + 2
+            # What is read before it is held back is bounded, and the rest stays with the peer.
+            assert link.held_bytes < 600_000
+            holding = False
+            while link.connection.frames_in < frames + 2000:
+                await asyncio.sleep(0.001)
+            assert cloud.closed == []
+
+    run(talk)
 
 
 def test_a_peer_that_never_finishes_the_tls_handshake_is_let_go(
