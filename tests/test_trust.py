@@ -252,8 +252,10 @@ def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> N
         assert after["connections_refused"] > before["connections_refused"]
         assert after["tenants"]["good"]["refused"] == 0
         assert edge.call("status")["link"]["connects"] == 1
-        print(f"{alone:.1f} tokens/s alone, {flooded:.1f} in the flood: {flooded / alone:.3f}")
-        assert flooded >= 0.8 * alone
         # When it is over nothing is left of it.
         until(lambda: cloud.call("status")["connections"] == 1)
+        # Before and behind: the machine may have become busier by itself.
+        alone = min(alone, tokens_per_s())
+        print(f"{alone:.1f} tokens/s alone, {flooded:.1f} in the flood: {flooded / alone:.3f}")
+        assert flooded >= 0.8 * alone
         assert not re.search("Traceback", cloud.log.read_text())
