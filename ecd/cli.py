@@ -3,7 +3,7 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -111,6 +111,7 @@ _context = click.option("--context-tokens", type=int, help="Context of each sess
     shell_complete=model_names,
     help="The edges' draft model: long prompts are read for slow edges.",
 )
+@click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus finds /metrics.  [default: nowhere]")
 @click.option("--max-verify", type=int, help="Most hints verified per session and forward.  [default: 16]")
 @click.option(
     "--stable", is_flag=True, default=None, help="Bit for bit what the target computes alone; slow."
@@ -321,6 +322,31 @@ def check(
                 click.echo(f"position {line['position']}: token {line['token']} is {gap}")
         click.echo(", ".join(f"{name} {value}" for name, value in summary.items()))
     context.exit(1 if report.wrong else 0)
+
+
+@cli.command()
+@click.argument("trace", type=click.File(encoding="utf-8"))
+@click.pass_context
+def retrace(context: click.Context, trace: TextIO) -> None:
+    """Tell a session's state machine again what TRACE says, and compare what it answers.
+
+    TRACE is a file that `ecdctl trace --json` printed, `-` for standard input. Exit status 1 also says that
+    the machine of this release answers otherwise; then the first difference is printed.
+
+    \b
+    Example:
+      ecdctl trace 17 --json | ecd retrace -
+    """
+    from ecd.tracing import retrace as again
+
+    events, difference = again(trace.read())
+    if difference is None:
+        click.echo(f"{events} events, the same answers")
+        return
+    click.echo(f"event {difference.number}, {difference.event}, was answered otherwise")
+    click.echo(f"then: {json.dumps(difference.recorded, ensure_ascii=False)}")
+    click.echo(f"now:  {json.dumps(difference.replayed, ensure_ascii=False)}")
+    context.exit(1)
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

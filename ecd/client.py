@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -146,9 +146,14 @@ class BlockingClient:
     ) -> None:
         self._socket.close()
 
-    def call(self, verb: str, **args: Any) -> dict[str, Any]:
-        """Result of one call; its events are dropped. Raises RemoteError with the daemon's reason."""
-        *_, (_, result) = self._frames(verb, args)
+    def call(
+        self, verb: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, **args: Any
+    ) -> dict[str, Any]:
+        """Result of one call; `on_event` gets its events. Raises RemoteError with the daemon's reason."""
+        result: dict[str, Any] = {}
+        for done, result in self._frames(verb, args):
+            if not done:
+                on_event(result)
         return result
 
     def stream(self, prompt: str | list[dict[str, str]], **args: Any) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pydantic import (
 
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
+from ecd.logs import Format
 from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
@@ -144,6 +145,7 @@ class Daemon(BaseModel):
     keepalive: Keepalive = Keepalive()
     kv_cache: Annotated[KvCache | None, BeforeValidator(_none_if_false)] = KvCache()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Format = "text"
 
     def dangers(self) -> list[str]:
         """What `insecure` allows here and should be warned of, each a sentence."""
@@ -164,8 +166,9 @@ class CloudConfig(Daemon):
 
     `tokens` is the file of those that let edges in; None: every edge is. `limits` are each tenant's.
     `context_tokens` is per session. Hints may lie `max_ahead` tokens ahead; a forward verifies at most
-    `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name.
-    `assist`: a draft model that reads long prompts for the edges that draft with it.
+    `max_verify` of them, fewer where more would not pay. `engine_args` are vLLM's, by name. `assist`: a draft
+    model that reads long prompts for the edges that draft with it. `metrics`: where Prometheus finds
+    /metrics; None: nowhere.
     """
 
     listen: Address = "127.0.0.1:7040"
@@ -184,10 +187,16 @@ class CloudConfig(Daemon):
     engine: Literal["llama", "vllm"] = "llama"
     engine_args: dict[str, Any] = Field(default_factory=dict)
     assist: str | None = None
+    metrics: Address | None = None
     drain_s: Seconds = 60.0
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
+        if self.metrics and not self.insecure and not is_loopback(split_address(self.metrics)[0]):
+            raise ValueError(
+                f"metrics {self.metrics} can be read from other machines, by anybody; "
+                "listen on 127.0.0.1, or set `insecure: true` if the network is trusted"
+            )
         if not self.insecure and self.dangers():
             raise ValueError(
                 f"{self.dangers()[0]}; set `tls` with `certificate` and `key`, and `tokens` to a file that "
@@ -308,9 +317,9 @@ class EdgeConfig(Daemon):
     and `hint_tokens` fix what the pacing controller decides otherwise. `lookup`: whether text is copied from
     prompt and answer, besides the model's guesses. `assist`: how pages of a prompt travel that the cloud
     reads for this edge where that is faster; null: none do. `handover`: where other edges may hand answers
-    over, besides the Unix socket for that. `link_loss`: what an answer does that no cloud takes: it fails
-    after `link_wait_s`, goes on from the draft after `link_grace_s`, or fails at once. `http`: null or false
-    for none.
+    over, besides the Unix socket for that. `otlp`: the URL of a collector of OpenTelemetry, for a span per
+    answer. `link_loss`: what an answer does that no cloud takes: it fails after `link_wait_s`, goes on from
+    the draft after `link_grace_s`, or fails at once. `http`: null or false for none.
     """
 
     cloud: Address = "127.0.0.1:7040"
@@ -337,6 +346,7 @@ class EdgeConfig(Daemon):
     assist: Literal["q8_0", "f16"] | None = "q8_0"
     handover: Address | None = None
     link_loss: Literal["wait", "degrade", "fail"] = "wait"
+    otlp: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None
     link_wait_s: Seconds = 60.0
     link_grace_s: Seconds = 1.0
     http: Annotated[Http | None, BeforeValidator(_none_if_false)] = Http()

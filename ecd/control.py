@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from ecd.activation import handed_over
 from ecd.errors import AuthError, BadRequest, Code, DaemonError, EcdError, ProtocolError
 from ecd.wire.frames import FrameReader, encode_frame
 
@@ -26,6 +28,7 @@ READ_BYTES = 64 << 10
 MAX_CALLS = 256
 # Results list token ids one by one.
 MAX_ITEMS = 1 << 20
+BACKLOG = 100
 _UCRED = struct.Struct("iII")
 # sun_path of Linux, less its closing zero.
 MAX_PATH_BYTES = 107
@@ -79,19 +82,37 @@ def refusal_of(uid: int | None, own: int) -> str | None:
 
 @contextlib.asynccontextmanager
 async def control_socket(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
-    """Serves the handlers at `path` while the context lasts; DaemonError when another daemon does."""
-    with _owned(path):
-        old_mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(lambda r, w: _serve(r, w, handlers), path=str(path))
-        except OSError as e:
-            raise DaemonError(f"cannot listen on {path}: {e.strerror}; choose another --socket") from None
-        finally:
-            os.umask(old_mask)
+    """Serves the handlers at `path` while the context lasts; DaemonError when another daemon does.
+
+    A service manager may have opened the socket already. Then it is its own: it stays when we go.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = handed_over(path, os.environ)
+        if listener is None:
+            stack.enter_context(_owned(path))
+            listener = _listener(path)
+        # What becomes of the path is not asyncio's to decide.
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        server = await asyncio.start_unix_server(lambda r, w: _serve(r, w, handlers), sock=listener, **keep)
         try:
             yield
         finally:
             server.close()
+
+
+def _listener(path: Path) -> socket.socket:
+    """A new socket at `path`, for this user only. Raises DaemonError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as e:
+        listener.close()
+        raise DaemonError(f"cannot listen on {path}: {e.strerror}; choose another --socket") from None
+    finally:
+        os.umask(old_mask)
+    return listener
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ from ecd.options import (
 from ecd.terminal.batch import read_prompts, run_batch
 from ecd.terminal.colour import coloured, harmless, legend, wants_colour
 from ecd.terminal.completion import completion
+from ecd.terminal.doctor import Level, examine
+from ecd.tracing import lines
 
 WATCH_S = 1.0
+# Of each half of a line of `trace`.
+TRACE_WIDTH = 160
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _color = click.option(
@@ -55,6 +60,8 @@ Examples:
   ecdctl batch prompts.jsonl               a file of prompts; resumes
   ecdctl top                               what the edge does now
   ecdctl set mode=confident                who chooses the tokens
+  ecdctl trace 17                          what happened in a session
+  ecdctl doctor                            is all well, and what to do
   ecdctl --socket /run/ecd/cloud.sock top  what the cloud does now
 
 {EXIT_STATUS}
@@ -75,7 +82,7 @@ Environment:
     type=click.Path(path_type=Path),
     default=lambda: default_socket("edge"),
     show_default="the edge's default socket",
-    help="The daemon's control socket. A cloud's works too for status, stats, sessions, top and drain.",
+    help="The daemon's control socket. A cloud's works too for status, stats, sessions, trace, top, drain.",
 )
 @click.pass_context
 def cli(context: click.Context, socket: Path) -> None:
@@ -339,6 +346,68 @@ def migrate(socket: Path, session: int, to: str, as_json: bool) -> None:
     where = str(Path(to).absolute()) if "/" in to else to
     with BlockingClient(socket) as client:
         _print(client.call("migrate", id=session, to=where), as_json)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Examine an edge and its link, and say what to do.
+
+    Looks at link, tokenizers, round trip, clocks and speeds, and says what drafting gives under them.
+    An edge that has measured nothing yet is asked one prompt. Exit status 1 also says that something failed.
+    """
+    with BlockingClient(context.obj) as client:
+        findings = examine(client, _foreseen)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    for finding in () if as_json else findings:
+        click.echo(f"{finding.level:<8} {finding.about:<11} {harmless(finding.found)}")
+        if finding.todo:
+            click.echo(f"{'':<20} -> {finding.todo}")
+    context.exit(EXIT_ERROR if any(finding.level is Level.FAILED for finding in findings) else 0)
+
+
+def _foreseen(conditions: Mapping[str, Any]) -> str:
+    from ecd.lab.plan import plan_for
+    from ecd.lab.simulate import Regime
+
+    regime = Regime(conditions["rtt_ms"], conditions["draft_ms"], conditions["step_ms"], conditions["slope"])
+    return plan_for(regime, conditions["acceptance"]).verdict
+
+
+@cli.command()
+@click.argument("session", metavar="ID", type=int)
+@_json
+@click.pass_obj
+def trace(socket: Path, session: int, as_json: bool) -> None:
+    """What happened in the session with number ID, running or ended, event by event.
+
+    Works with an edge's and with a cloud's socket; only the newest events of a daemon are kept. Each is
+    shown with the seconds since the first, what the session's state machine was told, and what it answered.
+    With --json it is a file for `ecd retrace`, which tells the machine the same again.
+
+    \b
+    Examples:
+      ecdctl trace 17
+      ecdctl --socket /run/ecd-cloud/cloud.sock trace 4 --json >trace.jsonl
+    """
+    entries: list[dict[str, Any]] = []
+    with BlockingClient(socket) as client:
+        head = client.call("trace", entries.append, id=session)
+    if as_json:
+        click.echo("\n".join(lines(head, entries)))
+        return
+    if not head["whole"]:
+        click.echo("the first events are no longer kept", err=True)
+    for entry in entries:
+        said, answered = (_short(entry[name]) for name in ("args", "outcome"))
+        click.echo(f"{entry['at'] - entries[0]['at']:10.4f}  {entry['event']:<14} {said} -> {answered}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= TRACE_WIDTH else text[: TRACE_WIDTH - 1] + "…"
 
 
 @cli.command()

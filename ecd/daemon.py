@@ -17,6 +17,8 @@ import uvloop
 
 from ecd import __version__
 from ecd.config import Daemon
+from ecd.logs import set_up_logs
+from ecd.notify import Notifier
 from ecd.prompt import Tokenizer
 from ecd.wire.connection import Role, Settings
 from ecd.wire.fingerprint import Fingerprint
@@ -46,10 +48,11 @@ class Model(Tokenizer, Protocol):
 class Lifecycle:
     """Whether the daemon should end (`ending`), and whether that may take its time (`draining`).
 
-    `reload`: SIGHUP came; who reads files again clears it.
+    `reload`: SIGHUP came; who reads files again clears it. `notifier` tells the service manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notifier: Notifier) -> None:
+        self.notifier = notifier
         self.ending = asyncio.Event()
         self.reload = asyncio.Event()
         self.draining = False
@@ -73,19 +76,17 @@ def run_daemon(
     serve: Callable[[Loaded, Lifecycle], Coroutine[Any, Any, None]],
 ) -> None:
     """Loads the engine, then serves on uvloop with signals wired to a lifecycle."""
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    set_up_logs(config.log_level, config.log_format)
     for danger in config.dangers():
         log.warning("insecure: %s", danger)
     # Before signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
+    notifier = Notifier.from_environment(os.environ)
+    notifier.tell(STATUS=f"loading {config.model}")
     engine = load()
 
     async def main() -> None:
-        life = Lifecycle()
+        life = Lifecycle(notifier)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: life.on_signal(drain=True))
         loop.add_signal_handler(signal.SIGINT, lambda: life.on_signal(drain=False))
@@ -110,8 +111,10 @@ def link_settings(role: Role, config: Daemon, model: Model, limits: dict[str, in
 
 
 async def until_end(life: Lifecycle, drain: Callable[[], Awaitable[None]], drain_s: float) -> None:
-    """Returns when the daemon should stop; before that, drains for at most `drain_s` if it should."""
+    """The daemon is ready. Returns when it should stop, after a drain of up to `drain_s` if asked for."""
+    life.notifier.tell(READY="1")
     await life.ending.wait()
+    life.notifier.tell(STOPPING="1", STATUS="draining" if life.draining else "stopping")
     if life.draining:
         log.info("draining: running sessions have %g s to finish", drain_s)
         try:

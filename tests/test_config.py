@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ecd.config import (
     CloudAddress,
@@ -375,3 +376,10 @@ def test_the_socket_lies_in_the_users_runtime_folder(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert default_socket("cloud") == Path(f"/tmp/ecd-{os.getuid()}/cloud.sock")
     assert load_config(EdgeConfig, None, {"model": "m", "socket": "/x/y.sock"}).socket == Path("/x/y.sock")
+
+
+def test_metrics_stay_on_this_machine_unless_told_otherwise() -> None:
+    assert CloudConfig(model="m", metrics="127.0.0.1:9464").metrics == "127.0.0.1:9464"
+    with pytest.raises(ValidationError, match=r"metrics 0\.0\.0\.0:9464 can be read from other machines"):
+        CloudConfig(model="m", metrics="0.0.0.0:9464")
+    assert CloudConfig(model="m", metrics="0.0.0.0:9464", insecure=True).metrics

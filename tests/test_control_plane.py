@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ecd.client import BlockingClient, Client
-from ecd.errors import DaemonError
+from ecd.errors import DaemonError, RemoteError
 from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
 from ecd.wire.frames import encode_frame
 
@@ -301,3 +301,47 @@ def test_an_unusable_runtime_folder_is_said(tmp_path: Path) -> None:
     result = ecd("edge", "--model", "smollm2-135m-draft", "--socket", str(path))
     assert result.returncode == 1
     assert "choose a shorter one" in result.stderr
+
+
+def ctl_knows(daemon: DaemonProcess, session: int) -> bool:
+    try:
+        return bool(daemon.call("trace", id=session)["events"])
+    except RemoteError:
+        return False
+
+
+def test_a_session_is_told_again_from_both_ends(
+    edge: DaemonProcess, cloud: DaemonProcess, tmp_path: Path
+) -> None:
+    before = {session["id"] for session in ctl_json(edge, "sessions")["sessions"]}
+    number = ctl_json(edge, "run", "--max-tokens", "24", "--temperature", "0.8", "Name a colour.")["id"]
+    assert number not in before
+    shown = ctl(edge, "trace", str(number)).stdout
+    assert "  receive        " in shown
+    # At the cloud it is the newest, whatever its number there.
+    kept = [n for n in range(1, 60) if ctl_knows(cloud, n)]
+    for daemon, session in ((edge, number), (cloud, max(kept))):
+        file = tmp_path / f"{daemon.role}.jsonl"
+        file.write_text(ctl(daemon, "trace", str(session), "--json").stdout)
+        again = ecd("retrace", str(file))
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert again.stdout.endswith(" events, the same answers\n")
+    gone = ctl(edge, "trace", "4000")
+    assert gone.returncode == 1
+    assert "nothing is kept of session 4000" in gone.stderr
+
+
+def test_the_doctor_finds_an_edge_well(edge: DaemonProcess) -> None:
+    examined = ctl(edge, "doctor")
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    lines = [line.split(maxsplit=1) for line in examined.stdout.splitlines() if not line.startswith(" ")]
+    assert [rest.split("  ")[0].strip() for _, rest in lines] == [
+        "edge",
+        "link",
+        "round trip",
+        "TLS",
+        "clock",
+        "speeds",
+        "to expect",
+    ]
+    assert "draft" in lines[-1][1]

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
 from ecd.cloud.admission import Admission
@@ -18,13 +20,14 @@ from ecd.cloud.verifier import Verifier
 from ecd.config import CloudConfig, split_address
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
-from ecd.errors import ModelError
+from ecd.errors import ConfigError, ModelError
 from ecd.trust.files import TokenFile
 from ecd.trust.tls import cloud_context
 from ecd.wire.connection import PAGES, Role
 
 log = logging.getLogger(__name__)
 
+METRICS_LIBRARIES = ("uvicorn", "prometheus_client")
 # How often the token file is looked at, and tokens may expire.
 TOKENS_LOOK_S = 1.0
 # Seconds that the engine's thread may wait for the interpreter while the event loop holds it. Python's own
@@ -113,6 +116,7 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
+    _check_metrics(config)
     # First, so that a file that cannot be used is told before a model is loaded.
     tokens = None if config.tokens is None else TokenFile(config.tokens)
     if config.tls is not None:
@@ -124,6 +128,28 @@ def run_cloud(
         return model, verifier, load_assist(config, model)
 
     run_daemon(config, load_all, lambda engines, life: _serve(config, *engines, tokens, life))
+
+
+def _check_metrics(config: CloudConfig) -> None:
+    missing = [name for name in METRICS_LIBRARIES if importlib.util.find_spec(name) is None]
+    if config.metrics and missing:
+        raise ConfigError(
+            f"metrics is set and {', '.join(missing)} is not installed; "
+            "`pip install 'ecd[http]'`, or take the setting out"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _metrics(config: CloudConfig, service: CloudService) -> AsyncIterator[str | None]:
+    """Serves them, if at all, while the context lasts; gives their URL. Raises DaemonError."""
+    if config.metrics is None:
+        yield None
+        return
+    # Not above: what it needs is not installed everywhere.
+    from ecd.cloud.metrics import serving_metrics
+
+    async with serving_metrics(config.metrics, service.stats, service.status) as url:
+        yield url
 
 
 async def _serve(
@@ -162,13 +188,22 @@ async def _serve(
     service.listener_stats = listener.stats
     host, port = split_address(config.listen)
     jobs = (service.step_forever,) if assist is None else (service.step_forever, assist.run_forever)
+    beat = partial(life.notifier.beat_forever, service.engine_turn, service.summary)
+    watch = partial(_watch_forever, life, listener, tokens, service)
     async with (
-        background(*jobs, lambda: _watch_forever(life.reload, listener, tokens, service)),
+        background(*jobs, watch, beat),
         listener.listening(host, port) as service.listen,
+        _metrics(config, service) as url,
         # Last, so that a daemon that answers on its control socket is ready.
         control_socket(config.socket, service.handlers()),
     ):
-        log.info("ready: %s on %s, control on %s", config.model, service.listen, config.socket)
+        log.info(
+            "ready: %s on %s, control on %s, metrics %s",
+            config.model,
+            service.listen,
+            config.socket,
+            url or "none",
+        )
         await until_end(life, service.drain, config.drain_s)
         service.stop()
     service.close()
@@ -177,15 +212,16 @@ async def _serve(
 
 
 async def _watch_forever(
-    reload: asyncio.Event, listener: Listener, tokens: TokenFile | None, service: CloudService
+    life: Lifecycle, listener: Listener, tokens: TokenFile | None, service: CloudService
 ) -> None:
     """Has certificates read again when that is asked for, and tokens when their file has changed."""
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TOKENS_LOOK_S):
-                await reload.wait()
-                reload.clear()
-                listener.reload()
+                await life.reload.wait()
+                life.reload.clear()
+                with life.notifier.reloading():
+                    listener.reload()
         if tokens is not None:
             tokens.refresh()
             service.check_tokens()

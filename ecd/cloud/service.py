@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from time import monotonic, perf_counter, process_time
+from time import monotonic, perf_counter, process_time, time
 from typing import Any
 
 from ecd.cloud.assist import Assist
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.overheard import begun
 from ecd.cloud.prefixes import Prefixes
 from ecd.cloud.session import Audited, Committed, Session, Vocabulary
 from ecd.cloud.tenants import Tenant, Tenants
 from ecd.cloud.verifier import StepResult, Verifier, Work
 from ecd.control import Handler, Notify
 from ecd.errors import AuthError, BadRequest, Code, EcdError, EngineError, EngineLost, LimitExceeded
+from ecd.journal import Journal, Ring
+from ecd.tracing import SESSION, tell_trace
 from ecd.trust.settings import NO_LIMITS, Limits
 from ecd.trust.tokens import Token
 from ecd.wire.connection import (
@@ -107,7 +110,8 @@ class CloudService:
         self._assist = assist
         self._engine = ThreadPoolExecutor(1, "engine")
         self._loop = asyncio.get_running_loop()
-        self._links: set[Link] = set()
+        self._links: dict[Link, int] = {}
+        self._connections = itertools.count(1)
         self._token = token
         self._tenants = Tenants(limits)
         self._tenant_of: dict[Link, Tenant] = {}
@@ -122,6 +126,7 @@ class CloudService:
         self._draining = False
         self._engine_restarts = 0
         self._gaps = Gaps()
+        self._ring = Ring(monotonic)
         self._busy_until: float | None = None
         self._started_at = monotonic()
         self._wire_in = self._wire_out = self._packets_in = self._packets_out = 0
@@ -131,13 +136,15 @@ class CloudService:
         link = Link(Connection(self._settings, monotonic()), self._on_event)
         link.connection.load = self._load
         link.toll = self._toll
-        self._links.add(link)
+        self._links[link] = next(self._connections)
         if self._draining:
             link.drain("this cloud is draining")
         return link
 
     def _load(self) -> dict[str, Any]:
-        return self._batcher.load() | (self._assist.load() if self._assist else {})
+        """For PONG; with the time, so that an edge can tell how far the clocks are apart."""
+        assist = self._assist.load() if self._assist else {}
+        return {**self._batcher.load(), **assist, "time": time()}
 
     async def step_forever(self) -> None:
         """Runs a step whenever a session may go on; sleeps while none may.
@@ -185,6 +192,21 @@ class CloudService:
         self._engine.submit(self._verifier.close)
         self._engine.shutdown()
 
+    async def engine_turn(self) -> None:
+        """Returns once the engine's thread has had a turn: not before a step that is under way has ended."""
+        await self._loop.run_in_executor(self._engine, lambda: None)
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        running, queued = len(self._batcher.running), len(self._batcher.queue)
+        return (
+            f"{self._state}: {running} sessions running, {queued} waiting, {len(self._links)} edges connected"
+        )
+
+    @property
+    def _state(self) -> str:
+        return "draining" if self._draining else "serving"
+
     def handlers(self) -> dict[str, Handler]:
         """What the control socket offers."""
 
@@ -197,12 +219,21 @@ class CloudService:
         async def sessions(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             return {"sessions": self.sessions()}
 
+        async def trace(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+            return await tell_trace(self._ring, SESSION, args, emit)
+
         async def drain(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
             await self.drain()
             self._on_drained()
             return {"drained": True}
 
-        return {"status": status, "stats": stats, "sessions": sessions, "drain": drain}
+        return {
+            "status": status,
+            "stats": stats,
+            "sessions": sessions,
+            "trace": trace,
+            "drain": drain,
+        }
 
     def status(self) -> dict[str, Any]:
         """Who is connected and what is served."""
@@ -211,7 +242,7 @@ class CloudService:
             "model": self._settings.model,
             "listen": self.listen,
             "uptime_s": round(monotonic() - self._started_at, 1),
-            "state": "draining" if self._draining else "serving",
+            "state": self._state,
             "connections": len(self._links),
             "running": len(self._batcher.running),
             "queued": len(self._batcher.queue),
@@ -275,9 +306,9 @@ class CloudService:
             said.append((link, _message_of(stream, outcome, end - start)))
             match outcome:
                 case EcdError():
-                    self._over(key)
+                    self._over(key, str(outcome))
                 case Committed() if outcome.finish is not Finish.NONE:
-                    self._over(key)
+                    self._over(key, outcome.finish.name.lower())
         return said
 
     def _tell(self, said: list[tuple[Link, Message]]) -> None:
@@ -316,13 +347,26 @@ class CloudService:
         except TimeoutError:
             pass
 
-    def _over(self, key: int) -> None:
+    def _over(self, key: int, why: str) -> None:
         """A text is complete; one whose link was lost will be gone on with instead."""
-        self._forget(key)
+        self._forget(key, why)
         self._prepared = False
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, why: str) -> None:
         address = self._by_key.pop(key)
+        session = self._batcher.get(key)
+        if session is not None:
+            link, stream = address
+            log.info(
+                "session ended: %s; %d tokens of %d, %d forwards, %d of %d hints accepted",
+                readable(why),
+                len(session.tokens) - session.prompt_len,
+                session.max_tokens,
+                session.forwards,
+                session.accepted,
+                session.verified,
+                extra={**self._about(link), "session": key, "stream": stream},
+            )
         del self._by_address[address]
         if self._assist is not None:
             self._assist.forget(*address)
@@ -339,28 +383,32 @@ class CloudService:
 
     # -- connections
 
+    def _about(self, link: Link) -> dict[str, Any]:
+        about = {"connection": self._links.get(link), "peer": link.peername}
+        return about | ({"tenant": link.connection.tenant} if link.connection.tenant else {})
+
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Connected():
                 self._enter(link)
-                who = link.connection.tenant or "an edge"
-                log.info("%s connected from %s (%s)", who, link.peername, readable(event.peer.agent[:100]))
+                who, agent = link.connection.tenant or "an edge", readable(event.peer.agent[:100])
+                log.info("%s connected from %s (%s)", who, link.peername, agent, extra=self._about(link))
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
-                log.info("edge %s opens no more sessions: %s", link.peername, event.message)
+                log.info("edge opens no more sessions: %s", event.message, extra=self._about(link))
             case Closed():
                 # Those that never came in are the listener's to tell of.
                 if link in self._tenant_of:
-                    log.info("edge %s left: %s", link.peername, event.message)
-                self._links.discard(link)
+                    log.info("edge left: %s", event.message, extra=self._about(link))
                 packets_in, packets_out = link.packet_bytes()
                 self._packets_in += packets_in
                 self._packets_out += packets_out
                 self._wire_in += link.traffic.bytes_in
                 self._wire_out += link.traffic.bytes_out
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
-                    self._forget(key)
+                    self._forget(key, "the edge left")
+                self._links.pop(link, None)
                 self._tenant_of.pop(link, None)
 
     def _on_message(
@@ -386,10 +434,10 @@ class CloudService:
                 # WELCOME does not offer the feature that it belongs to.
                 link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no KV frames"))
                 if key is not None:
-                    self._forget(key)
+                    self._forget(key, "the edge sent COMMIT or KV")
             case Reset():
                 if key is not None:
-                    self._over(key)
+                    self._over(key, f"the edge gave it up: {message.message}")
             case Credit() | Tokens() | Audit():
                 pass
 
@@ -435,9 +483,15 @@ class CloudService:
             if message.prefix_len and message.prompt:
                 prefix = self._prefixes.resolve(message.prefix_hash, message.prefix_len)
                 message = replace(message, prompt=(*prefix, *message.prompt))
-            session = Session.of(message, self._vocabulary, self._settings.limits["max_ahead"], monotonic())
-            session.tenant = tenant
             key = next(self._keys)
+            session = begun(
+                Journal(self._ring, key),
+                message,
+                self._vocabulary,
+                self._settings.limits["max_ahead"],
+                monotonic(),
+            )
+            session.tenant = tenant
             self._batcher.add(key, session)
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))

@@ -13,6 +13,7 @@ from ecd.cloud.depth import Calibration, Hinted
 from ecd.cloud.tenants import Tenant
 from ecd.cloud.turn import Turn
 from ecd.errors import BadRequest
+from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, check_top
 from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
@@ -93,6 +94,7 @@ class Session:
     logprobs: int | None = None
     fresh: bool = False
     turn: Turn = field(default_factory=Turn)
+    journal: Hearing | None = None
     calibration: Calibration = field(default_factory=Calibration)
     in_step: list[float] = field(default_factory=list)
     step: Step = Step.OWN
@@ -165,6 +167,7 @@ class Session:
         """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
         return self.pace.patience_us > MAX_PATIENCE_S * 1e6
 
+    @stimulus(ids=lambda self, commit: len(commit.ids))
     def take(self, commit: Commit) -> None:
         """Takes a COMMIT. Raises BadRequest for one that is not in order; nothing of it has been taken then.
 
@@ -182,6 +185,7 @@ class Session:
         self.board.advance(ids)
         self.turn.move(len(self.tokens), commit.limit, commit.audit)
 
+    @stimulus(ids=lambda self, draft: _ids_in(draft))
     def hint(self, draft: Draft) -> None:
         """Takes a DRAFT; whatever is wrong with it is dropped and counted."""
         if draft.pace is not None:
@@ -268,8 +272,7 @@ class Session:
         are read for good, and behind the last of them the target tells its own choice. Where that is for the
         cloud to commit, the audit has cost no forward.
         """
-        self.step = self._next_step()
-        match self.step:
+        match self.turn_to():
             case Step.OWN:
                 return self.tokens, self.take_hints(count)
             case Step.AUDIT:
@@ -282,6 +285,13 @@ class Session:
             case unreachable:
                 assert_never(unreachable)
 
+    @stimulus()
+    def turn_to(self) -> Step:
+        """What the forward that begins now is for."""
+        self.step = self._next_step()
+        return self.step
+
+    @stimulus()
     def take_hints(self, count: int) -> list[Hint]:
         """Hints of the board for the forward that begins now."""
         hints = self.board.take(count)
@@ -293,6 +303,7 @@ class Session:
             return Step.AUDIT
         return Step.OWN if self.remaining else Step.READING
 
+    @stimulus()
     def judged(
         self,
         verdict: Verdict,
@@ -329,6 +340,7 @@ class Session:
         chosen = verdict.tokens[verdict.accepted]
         return [Audited(first, (*agreed, chosen == self.tokens[position]), 1)]
 
+    @stimulus()
     def commit(
         self,
         verdict: Verdict,
@@ -367,3 +379,8 @@ class Session:
             return False
         self.text.feed(self.vocabulary.piece(token))
         return self.text.stopped
+
+
+def _ids_in(draft: Draft) -> int:
+    alternates = sum(len(alternate.ids) for alternate in draft.alternates or ())
+    return len(draft.ids) + alternates + sum(len(weights.ids) for weights in draft.q or ())

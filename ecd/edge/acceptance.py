@@ -6,7 +6,7 @@ writes; another may read its floats.
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 # Finer towards 1, where most of a good draft model's guesses are: upper edges of all buckets but the last.
 BUCKETS = (0.2, 0.4, 0.6, 0.75, 0.875, 0.95, 0.99)
@@ -62,6 +62,18 @@ class _Record:
     buckets: tuple[DecayedRate, ...] = field(
         default_factory=lambda: tuple(DecayedRate(MEMORY_GUESSES) for _ in range(len(BUCKETS) + 1))
     )
+
+
+class Rates(Protocol):
+    """What those see of `Acceptance` who go by chances and settle guesses."""
+
+    def rate(self, drafter: str, confidence: float) -> float: ...
+
+    def copy_rate(self, slot: int | None, confidence: float, before: int) -> float: ...
+
+    def drafted(self, drafter: str, guesses: int = 1) -> None: ...
+
+    def settle(self, drafter: str, confidence: float, right: bool) -> None: ...
 
 
 class Acceptance:

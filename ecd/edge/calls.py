@@ -17,6 +17,7 @@ from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import BadRequest
 from ecd.prompt import Tokenizer
+from ecd.tracing import GENERATION, tell_trace
 from ecd.wire.messages import Finish
 
 
@@ -50,6 +51,7 @@ class EdgeCalls:
             "cancel": self.cancel,
             "set": self.set,
             "migrate": self.migrate,
+            "trace": self.trace,
             "drain": self.drain,
         }
 
@@ -141,6 +143,10 @@ class EdgeCalls:
                 return self._settings.model_dump(mode="json")
             case _:
                 raise BadRequest("set needs `settings`, a map of values by name")
+
+    async def trace(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
+        """What happened in session `id`, running or ended, as far as it is kept."""
+        return await tell_trace(self._service.ring, GENERATION, args, emit)
 
     async def drain(self, args: dict[str, Any], emit: Notify) -> dict[str, Any]:
         """Finishes what runs, takes nothing new, and then ends the daemon."""

@@ -6,9 +6,10 @@ called from one thread.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, overload
 
+from ecd.journal import UNTOLD
 from ecd.sampling import Guess, Sampling
 
 
@@ -19,7 +20,7 @@ class Context(Sequence[int]):
     `text` is shared with whoever appends to it, so that a long one is not copied for every guess.
     """
 
-    text: Sequence[int]
+    text: Sequence[int] = field(metadata=UNTOLD)
     known: int
     guesses: tuple[int, ...] = ()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.edge.acceptance import DecayedRate, Rates
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.departure import last_moment
 from ecd.edge.drafter import Context, DraftTask
@@ -20,6 +20,7 @@ from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
 from ecd.edge.request import MAX_PATIENCE_US, UNSURE, Request, Tally
 from ecd.edge.turns import Turns, positions_given
 from ecd.errors import ProtocolError
+from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess, Rule
 from ecd.wire.messages import Alternate, Audit, Draft, Finish, HintWeights, Open, Origin, Tokens
@@ -43,14 +44,14 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Generation:
-    """State of one answer. `acceptance` is shared by all answers of the edge.
+    """State of one answer. `acceptance` is shared by all answers of the edge; `journal` notes events.
 
     `turns` is there when the edge commits tokens too, `alone` while no cloud takes the answer and the draft
     goes on by itself.
     """
 
     request: Request
-    acceptance: Acceptance
+    acceptance: Rates
     pacer: Pacer
     turns: Turns | None = None
     tokens: list[int] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Generation:
     pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
     alone: Ending | None = None
+    journal: Hearing | None = None
     lines: Lines = field(init=False)
     _conditions: Conditions | None = None
     _max_ahead: int = 0
@@ -101,6 +103,8 @@ class Generation:
 
     # -- the link
 
+    # OPEN has the prompt and what is committed.
+    @stimulus(ids=lambda self, *args, **kwargs: len(self.tokens))
     def open(
         self,
         stream: int,
@@ -159,16 +163,19 @@ class Generation:
         )
         return [Send(opening), *self._own_turn(), *self._send_hints()]
 
+    @stimulus()
     def lost(self) -> None:
         """The stream is gone, nothing else is."""
         if self.phase is Phase.STREAMING:
             self.phase = Phase.WAITING
 
+    @stimulus()
     def refused(self) -> None:
         """The cloud did not take the stream: it is as if it had not been opened."""
         self.lost()
         self.stream = 0
 
+    @stimulus(ids=lambda self, message, now: len(message.ids))
     def receive(self, message: Tokens, now: float) -> list[Command]:
         """Committed tokens; `steer` is to follow. Raises ProtocolError when they do not continue the text."""
         if self.phase is not Phase.STREAMING or message.stream != self.stream:
@@ -201,6 +208,7 @@ class Generation:
             commands.append(Finished(message.finish))
         return commands
 
+    @stimulus()
     def steer(self, conditions: Conditions | None, now: float) -> list[Command]:
         """Learns and decides how to go on, once what was received has been shown: that does not wait."""
         self._learn_lessons()
@@ -270,7 +278,8 @@ class Generation:
         """
         if self.phase is not Phase.WAITING or self.slot is None:
             return []
-        self.alone = ending
+        # What is noted ends here: an ending could not be told again.
+        self.alone, self.journal = ending, None
         return self._commit_guesses()
 
     def _commit_guesses(self) -> list[Command]:
@@ -389,6 +398,7 @@ class Generation:
 
     # -- the drafter
 
+    @stimulus(polled=True)
     def next_tasks(self, branches: int) -> list[DraftTask]:
         """What the drafter should do now, for at most so many lines; `drafted` takes its answer."""
         if self.slot is None or self._running is not None or self.phase is Phase.FINISHED:
@@ -427,6 +437,7 @@ class Generation:
             request.fresh,
         )
 
+    @stimulus(untold={"tasks": "next_tasks"})
     def drafted(
         self, tasks: Sequence[DraftTask], results: Sequence[tuple[Guess, ...]], now: float
     ) -> list[Command]:
@@ -461,6 +472,7 @@ class Generation:
             return True
         return False
 
+    @stimulus()
     def stop_drafting(self) -> list[Command]:
         """There will be no more guesses: the cloud must not wait for any."""
         self.slot = None
@@ -481,6 +493,7 @@ class Generation:
         """When `timeout` is to be called; None for never."""
         return self._flush_at if self.phase is Phase.STREAMING else None
 
+    @stimulus()
     def timeout(self, now: float) -> list[Command]:
         """The time of `next_timer` has come."""
         return self._send_hints() if self._flush_at is not None and now >= self._flush_at else []

@@ -7,7 +7,8 @@ to those who asked for it; likewise when the default address is taken.
 import contextlib
 import importlib.util
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from ecd.config import EdgeConfig
 from ecd.daemon import Model
@@ -35,20 +36,31 @@ def serves_http(config: EdgeConfig) -> bool:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    config: EdgeConfig, service: EdgeService, model: Model, settings: AnswerSettings
+    config: EdgeConfig,
+    service: EdgeService,
+    model: Model,
+    settings: AnswerSettings,
+    around: Callable[[Any], Any] = lambda app: app,
 ) -> AsyncIterator[list[str]]:
-    """Serves HTTP, if at all, while the context lasts; gives the URLs. Raises ConfigError, DaemonError."""
+    """Serves HTTP, if at all, while the context lasts; gives the URLs. Raises ConfigError, DaemonError.
+
+    `around` is put around the application.
+    """
     async with contextlib.AsyncExitStack() as stack:
         urls: list[str] = []
         if serves_http(config):
             assert config.http is not None
             # Not above: they are not installed everywhere.
             from ecd.edge.gateway.app import Gateway
-            from ecd.edge.gateway.server import http_server
+            from ecd.http_server import http_server
 
-            app = Gateway(service, model, settings, config.http, draft_model=config.model).application()
+            app = around(
+                Gateway(service, model, settings, config.http, draft_model=config.model).application()
+            )
             try:
-                urls = await stack.enter_async_context(http_server(app, config.http))
+                urls = await stack.enter_async_context(
+                    http_server(app, config.http.listen, config.http.socket)
+                )
             except DaemonError as e:
                 if "http" in config.model_fields_set:
                     raise

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.edge.acceptance import DecayedRate, Rates
 from ecd.sampling import Guess
 
 # A guess that is this unlikely to be reached is not made.
@@ -55,7 +55,7 @@ class Line:
         """Whether the next guess has a chance to matter; without the model, whether there is one."""
         return (model or not self.dry) and self.reach >= LEAST_CHANCE
 
-    def extend(self, guesses: Sequence[Guess], acceptance: Acceptance, slot: int | None = None) -> None:
+    def extend(self, guesses: Sequence[Guess], acceptance: Rates, slot: int | None = None) -> None:
         """Adds guesses at the end; `slot` is the answer's, which has its own record of copies."""
         for guess in guesses:
             self.copied = self.copied + 1 if guess.drafter == "lookup" else 0
@@ -88,7 +88,7 @@ class Settled:
 class Lines:
     """The main line from position `first` on and its alternates."""
 
-    def __init__(self, first: int, acceptance: Acceptance):
+    def __init__(self, first: int, acceptance: Rates):
         self.main = Line(first)
         self._acceptance = acceptance
         self._alternates: list[Line] = []

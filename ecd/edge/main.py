@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ecd.config import ConfidenceConfig, EdgeConfig, split_address
 from ecd.control import control_socket
@@ -21,6 +22,7 @@ from ecd.edge.page_holder import PageHolder
 from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.edge.taking import Taking, handover, showing
+from ecd.edge.telemetry import check_spans, spans
 from ecd.edge.uplink import Backoff
 from ecd.edge.uplinks import Place, Uplinks
 from ecd.pages import Encoding
@@ -61,6 +63,7 @@ def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Draft
     Raises EcdError when it cannot start.
     """
     serves_http(config)
+    check_spans(config)
     if config.tls is not None:
         # Here, so that a file that cannot be used is told before a model is loaded.
         edge_context(config.tls)
@@ -109,9 +112,11 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     taking_link = replace(taking_link, features=tuple(f for f in link.features if f != COMMIT))
     taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
+    beat = partial(life.notifier.beat_forever, service.drafter_turn, service.summary)
     async with (
-        background(service.draft_forever, service.tend_forever, uplinks.keep),
-        gateway(config, service, model, settings) as urls,
+        background(service.draft_forever, service.tend_forever, uplinks.keep, beat),
+        spans(config, service) as around,
+        gateway(config, service, model, settings, around) as urls,
         control_socket(config.socket, calls.handlers()),
         handover(config, taking),
     ):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ecd.edge.survival import SESSION_MEMORY, Survival
+from ecd.edge.survival import SESSION_MEMORY, Prior, Survival
 
 # Drafting must promise this much, or it is not worth the heat.
 WORTH_IT = 1.02
@@ -270,7 +270,7 @@ class Pacer:
     """
 
     objective: Objective
-    edge: Survival
+    edge: Prior
     max_verify: int = 16
     session: Survival = field(default_factory=lambda: Survival(SESSION_MEMORY))
     _quiet: int = QUIET_FIRST

@@ -23,6 +23,7 @@ from ecd.edge.generation import Generation, Phase
 from ecd.edge.known_prefixes import KnownPrefixes
 from ecd.edge.meter import Meter
 from ecd.edge.meters import Meters
+from ecd.edge.overheard import begun
 from ecd.edge.pacing import Pacer
 from ecd.edge.page_holder import PageHolder
 from ecd.edge.reopening import Reopen
@@ -44,6 +45,7 @@ from ecd.errors import (
     ProtocolError,
     RemoteError,
 )
+from ecd.journal import Journal, Ring
 from ecd.pages import Cells, Encoding
 from ecd.sampling import Guess
 from ecd.text import TextStream
@@ -92,6 +94,10 @@ class EdgeService:
         self._meters: Meters[Uplink] = Meters(meter)
         self.survival = Survival(EDGE_MEMORY)
         self.thresholds = Thresholds()
+        self.ring = Ring(monotonic)
+        # Told of each answer that begins, and of each that has ended.
+        self.on_begin: list[Callable[[Answer], None]] = []
+        self.on_end: list[Callable[[Answer, EcdError | Finish], None]] = []
         self._drafter = drafter
         self._free_slots = list(range(drafter.slots - 1, -1, -1))
         self._n_vocab = n_vocab
@@ -141,20 +147,31 @@ class EdgeService:
             )
         slot = self._slot_for(request)
         now = monotonic()
-        pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
-        turns = None
+        number = next(self._ids)
         if slot is not None and request.mode.edge_commits:
+            # Not noted in the ring: what is shared of thresholds could not be said again.
             ends = self._ends if alone else self.cloud_ends
             turns = Turns.of(request, self.thresholds, self._piece, ends)
-        generation = Generation(request, self.acceptance, pacer, turns)
-        generation.slot = slot
-        answer = Answer(next(self._ids), generation, TextStream(request.stop), now, now)
+            pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
+            generation = Generation(request, self.acceptance, pacer, turns, slot=slot)
+        else:
+            generation = begun(
+                Journal(self.ring, number),
+                request,
+                slot,
+                self.meter.max_verify,
+                self.acceptance,
+                self.survival,
+            )
+        answer = Answer(number, generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
         self.answers[answer.id] = answer
         self.totals.answers += 1
         if alone:
             generation.phase = Phase.ALONE
+        for tell in self.on_begin:
+            tell(answer)
         self._open(answer)
         self._draft_wanted.set()
         return answer
@@ -211,6 +228,16 @@ class EdgeService:
         """Frees the drafter; nothing may be asked of it any more."""
         self._thread.submit(self._drafter.close)
         self._thread.shutdown()
+
+    async def drafter_turn(self) -> None:
+        """Returns once the drafter's thread has had a turn: not before a forward under way has ended."""
+        await self._loop.run_in_executor(self._thread, lambda: None)
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        state, uplinks = "draining" if self.draining else "serving", self.uplinks
+        cloud = uplinks.shown.key if uplinks.shown else "a cloud"
+        return f"{state}: {len(self.answers)} answers running, link to {cloud} {uplinks.state}"
 
     @property
     def uplinks(self) -> Uplinks:
@@ -460,6 +487,8 @@ class EdgeService:
         self._free(answer)
         answer.generation.stop_drafting()
         answer.link = link
+        # What is noted ends here: another edge's slot and speeds are not this one's to tell again.
+        answer.generation.journal = None
         now = monotonic()
         self._perform(answer, answer.generation.open(stream, 0, alternates=False, conditions=None, now=now))
 
@@ -500,7 +529,7 @@ class EdgeService:
                 elsewhere = self.uplinks.elsewhere(uplink, answer.generation.request.tokens) is not None
                 match answer.reopening.after(message.code, len(answer.generation.committed), elsewhere):
                     case Reopen.NOW:
-                        log.warning("session %d is opened again: %s", answer.id, reason)
+                        log.warning("opened again: %s", reason, extra=self._about(answer))
                         self._open(answer)
                     case Reopen.LATER:
                         # Not this cloud, or not now: `tend_forever` tries again.
@@ -628,6 +657,14 @@ class EdgeService:
         names = tuple(origin.label for origin in emit.origins)
         answer.chunks.put_nowait(Chunk("".join(pieces), emit.ids, names, pieces, emit.logprobs))
 
+    def _about(self, answer: Answer) -> dict[str, Any]:
+        """What a line of the log names an answer by."""
+        return {
+            "connection": 0 if answer.uplink is None else answer.uplink.connects,
+            "session": answer.id,
+            "stream": answer.generation.stream,
+        }
+
     def _end(self, answer: Answer, outcome: EcdError | Finish) -> None:
         if self.answers.pop(answer.id, None) is None:
             return
@@ -660,5 +697,16 @@ class EdgeService:
         self.totals.alternates_sent += tally.alternates_sent
         self.totals.alternates_used += tally.alternates_used
         answer.chunks.put_nowait(outcome)
+        log.info(
+            "answer ended: %s; %d tokens, %d forwards, %d of %d hints accepted",
+            outcome if isinstance(outcome, EcdError) else outcome.name.lower(),
+            len(answer.generation.origins),
+            tally.forwards,
+            tally.accepted,
+            tally.verified,
+            extra=self._about(answer),
+        )
+        for tell in self.on_end:
+            tell(answer, outcome)
         if not self.answers:
             self._idle.set()

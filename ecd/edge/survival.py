@@ -7,7 +7,7 @@ import functools
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ecd.edge.acceptance import DecayedRate
 
@@ -23,6 +23,15 @@ FIRST_RATE = 0.7
 # Places that a curve tells, and its grain.
 HORIZON = 64
 LEAST_FAILURE, RATE_STEP = 0.004, math.log(1.25)
+
+
+class Prior(Protocol):
+    """What a session leans on while it has few counts of its own: `Survival` of the whole edge."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def settle(self, place: int, right: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -52,19 +61,19 @@ class Survival:
         """Share of guesses that were right, all places together."""
         return self.total.estimate(FIRST_RATE, PRIOR_WEIGHT)
 
-    def rates(self, prior: "Survival | None") -> list[float]:
+    def rates(self, prior: "Prior | None") -> list[float]:
         """Acceptance by group of places; few counts lean on the session's mean, and that on `prior`."""
         mean = self.total.estimate(FIRST_RATE if prior is None else prior.rate, PRIOR_WEIGHT)
         return [group.estimate(mean, PRIOR_WEIGHT) for group in self.groups]
 
-    def curve(self, prior: "Survival | None") -> tuple[float, ...]:
+    def curve(self, prior: "Prior | None") -> tuple[float, ...]:
         """curve[j]: the chance that the first j guesses are all right; [0] is 1.
 
         In steps coarse enough that decisions can be remembered.
         """
         return _curve(tuple(_level(rate) for rate in self.rates(prior)))
 
-    def told(self, prior: "Survival | None") -> dict[str, dict[str, Any]]:
+    def told(self, prior: "Prior | None") -> dict[str, dict[str, Any]]:
         """As `stats` shows it, by group: the rate that decisions go by, and the guesses settled in it."""
         return {
             name: {"rate": rate, "settled": group.trials}

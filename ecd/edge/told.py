@@ -58,6 +58,7 @@ def _link_told(link: Link | None) -> dict[str, Any]:
     return {
         "rtt_ms": None if rtt.smoothed_s is None else rtt.smoothed_s * 1000,
         "rtt_variation_ms": None if rtt.smoothed_s is None else rtt.variation_s * 1000,
+        "certificate_expires": link.certificate_expires() if link else None,
         "cloud_load": link.connection.peer_load if link else {},
     }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
+from typing import Any
 
 from ecd.errors import Code, ConfigError
 from ecd.trust.settings import EdgeTls
@@ -159,10 +160,7 @@ class Uplink:
                 self.refused = None
                 self.reason = ""
                 log.info(
-                    "connected to the cloud at %s:%d (%s)",
-                    self.host,
-                    self.port,
-                    readable(event.peer.agent[:100]),
+                    "connected to the cloud (%s)", readable(event.peer.agent[:100]), extra=self.about(link)
                 )
             case Closed():
                 reason = event.message
@@ -174,6 +172,10 @@ class Uplink:
                 self._note(reason, refused=not event.retry)
                 self._closed.set()
         self._on_event(self, event)
+
+    def about(self, link: Link) -> dict[str, Any]:
+        """What a line of the log names a connection by."""
+        return {"connection": self.connects, "peer": link.peername}
 
     def _note(self, reason: str, *, refused: bool) -> None:
         self.refused = reason if refused else None

@@ -6,6 +6,7 @@ Owns socket options, write order and back-pressure. Decides nothing about the pr
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import sys
 from collections import Counter, deque
@@ -187,6 +188,11 @@ class Link(asyncio.Protocol):
         """Drops the connection without a word."""
         if self._transport is not None:
             self._transport.abort()
+
+    def certificate_expires(self) -> float | None:
+        """When the peer's certificate ends, in seconds since 1970; None where it has shown none."""
+        shown = None if self._transport is None else self._transport.get_extra_info("peercert")
+        return ssl.cert_time_to_seconds(shown["notAfter"]) if shown else None
 
     def packet_bytes(self) -> tuple[int, int]:
         """Bytes received and sent with TCP/IP headers, bare acknowledgements included; also of an ended link.

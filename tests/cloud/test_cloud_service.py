@@ -312,3 +312,42 @@ async def test_an_edge_that_commits_takes_turns_with_the_cloud(service: CloudSer
     assert service.sessions() == []
     stats = service.stats()
     assert (stats["audited"], stats["agreed"]) == (2, 1)
+
+
+async def test_a_hanging_engine_has_no_turn(service: CloudService, edge: Edge, engine: Engine) -> None:
+    entered, go_on, step = threading.Event(), threading.Event(), engine.step
+
+    def hang(work: Sequence[Work]) -> StepResult:
+        entered.set()
+        go_on.wait(LIMIT_S)
+        return step(work)
+
+    await service.engine_turn()
+    engine.step = hang  # type: ignore[method-assign]
+    stream = edge.open(1, 2, 3, max_tokens=1)
+    assert await asyncio.to_thread(entered.wait, LIMIT_S)
+    turn = asyncio.create_task(service.engine_turn())
+    assert not (await asyncio.wait([turn], timeout=0.05))[0]
+    assert service.summary() == "serving: 1 sessions running, 0 waiting, 1 edges connected"
+    go_on.set()
+    await turn
+    assert (await edge.frames[stream].get()).finish is Finish.LENGTH
+
+
+async def test_the_log_names_connection_and_session(
+    service: CloudService, edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    healthy = edge.open(1, 2, 3)
+    while (await edge.frames[healthy].get()).finish is Finish.NONE:
+        pass
+    assert isinstance(await edge.frames[edge.open(POISON)].get(), Reset)
+    ended = [record for record in caplog.records if record.message.startswith("session ended: ")]
+    assert [record.message.split(";")[0] for record in ended] == [
+        "session ended: length",
+        "session ended: a worker died",
+    ]
+    for record, numbers in zip(ended, [(1, 1, 1), (1, 2, 2)], strict=True):
+        about = record.__dict__
+        assert (about["connection"], about["session"], about["stream"]) == numbers
+        assert about["peer"].startswith("127.0.0.1:")

@@ -42,6 +42,9 @@ class MadeUpLink:
     def packet_bytes(self) -> tuple[int, int]:
         return 50, 60
 
+    def certificate_expires(self) -> float | None:
+        return None
+
     def send(self, message: Any) -> int:
         self.sent.append(message)
         return 1

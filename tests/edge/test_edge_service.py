@@ -478,3 +478,13 @@ async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
     assert (here["standing"], here["running"], here["rtt_ms"]) == ("draining", 1, None)
     assert (there["standing"], there["running"], there["weight"]) == ("ready", 0, 1.0)
     assert status_told(Talk().service, "draft")["clouds"] == {}
+
+
+async def test_the_log_says_how_an_answer_ended_and_which(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    talk = Talk()
+    talk.tokens(b"ab", Finish.STOP, logprobs=None)
+    (record,) = [record for record in caplog.records if record.message.startswith("answer ended")]
+    assert record.message == "answer ended: stop; 2 tokens, 1 forwards, 0 of 0 hints accepted"
+    about = record.__dict__
+    assert (about["connection"], about["session"], about["stream"]) == (1, 1, 1)

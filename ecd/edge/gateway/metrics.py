@@ -7,13 +7,19 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from time import process_time
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ecd.edge.answer import Answer
 from ecd.edge.service import EdgeService
+from ecd.errors import EcdError
+from ecd.wire.messages import Finish
 
+# Upper edges in seconds: a token at the pace of an accelerator, and of a CPU with a long prompt.
+FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 COUNTERS = {
     "answers": "Answers begun.",
     "finished": "Answers that came to their end.",
@@ -67,10 +73,12 @@ class EdgeCollector(Collector):
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """The registry of one edge, and what only the gateway counts: requests by path and status."""
+    """The registry of one edge, and what is counted only here: requests, answers' times."""
 
     registry: CollectorRegistry
     requests: Counter
+    first_token: Histogram
+    token: Histogram
 
     @classmethod
     def of(cls, service: EdgeService) -> "Metrics":
@@ -80,7 +88,30 @@ class Metrics:
         requests = Counter(
             "ecd_http_requests", "HTTP requests answered.", ["path", "status"], registry=registry
         )
-        return cls(registry, requests)
+        first_token = Histogram(
+            "ecd_edge_first_token_seconds",
+            "From the request to the first token of its answer.",
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        token = Histogram(
+            "ecd_edge_token_seconds",
+            "Mean time between tokens of an answer, behind the first that came.",
+            buckets=TOKEN_S,
+            registry=registry,
+        )
+        metrics = cls(registry, requests, first_token, token)
+        service.on_end.append(metrics.ended)
+        return metrics
+
+    def ended(self, answer: Answer, outcome: EcdError | Finish) -> None:
+        """An answer is over, complete or not."""
+        if answer.first_at is None or answer.last_at is None:
+            return
+        self.first_token.observe(answer.first_at - answer.started_at)
+        later = len(answer.generation.origins) - answer.first_tokens
+        if later > 0:
+            self.token.observe((answer.last_at - answer.first_at) / later)
 
 
 class RequestCount:

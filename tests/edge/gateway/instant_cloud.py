@@ -9,11 +9,11 @@ from ecd.config import Http
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.gateway.app import Gateway
-from ecd.edge.gateway.server import http_server
 from ecd.edge.meter import Meter
 from ecd.edge.run_args import AnswerSettings
 from ecd.edge.service import EdgeService
 from ecd.errors import Code
+from ecd.http_server import http_server
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess
 from ecd.wire.connection import Received
@@ -86,6 +86,9 @@ class InstantCloud(MadeUpLink):
         (self.uplink,) = uplinks
         connect(uplinks, self.uplink, self, max_context=4096)
 
+    def certificate_expires(self) -> float | None:
+        return None
+
     def send(self, message: Any) -> int:
         match message:
             case Open():
@@ -129,5 +132,5 @@ async def serving(cloud: InstantCloud, **http: Any) -> AsyncIterator[str]:
     """The gateway's URL while the context lasts."""
     config = Http(**{"listen": "127.0.0.1:0"} | http)
     gateway = Gateway(cloud.service, ByteModel(), AnswerSettings(), config, draft_model="draft")
-    async with http_server(gateway.application(), config) as urls:
+    async with http_server(gateway.application(), config.listen, config.socket) as urls:
         yield urls[0]

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from ecd.config import Http
-from ecd.edge.gateway.server import http_server
 from ecd.errors import Code, DaemonError
+from ecd.http_server import http_server
 from ecd.wire.messages import Finish
 from tests.edge.gateway.instant_cloud import END, InstantCloud, serving
 
@@ -345,7 +345,7 @@ async def test_a_port_in_use_is_told(cloud: InstantCloud) -> None:
     async with serving(cloud) as url:
         http = Http(listen=url.removeprefix("http://"))
         with pytest.raises(DaemonError, match=r"cannot listen on 127\.0\.0\.1:\d+ for HTTP"):
-            async with http_server(lambda *_: None, http):  # type: ignore[arg-type, return-value]
+            async with http_server(lambda *_: None, http.listen, http.socket):  # type: ignore[arg-type, return-value]
                 pass
 
 
@@ -386,3 +386,10 @@ async def test_it_can_be_asked_for_without_what_was_computed_before(
     for options, fresh in (({}, None), ({"kv_cache": True}, None), ({"kv_cache": False}, 1)):
         assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": options})).status_code == 200
         assert cloud.opened[-1].fresh == fresh
+
+
+async def test_metrics_tell_how_long_tokens_took(client: httpx.AsyncClient) -> None:
+    await client.post(CHAT_PATH, json=CHAT)
+    text = (await client.get("/metrics")).text
+    assert "ecd_edge_first_token_seconds_count 1.0" in text
+    assert "ecd_edge_token_seconds_count 1.0" in text

@@ -1,6 +1,7 @@
-"""uvicorn inside the edge's own event loop: sockets, start and end of the HTTP server.
+"""uvicorn inside a daemon's own event loop: sockets, start and end of an HTTP server.
 
-Owns where it listens. Signals stay the daemon's: it drains first and then leaves this context.
+Owns where it listens; what is served is the application's. Signals stay the daemon's: it drains first and
+then leaves this context.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from ecd.config import Http, split_address
+from ecd.config import split_address
 from ecd.errors import DaemonError
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,14 @@ LAST_WRITES_S = 2
 
 
 @contextlib.asynccontextmanager
-async def http_server(app: ASGIApp, http: Http) -> AsyncIterator[list[str]]:
-    """Serves the application while the context lasts; gives the URLs. Raises DaemonError."""
-    with _listening(http) as (sockets, urls):
+async def http_server(
+    app: ASGIApp, listen: str | None, unix: Path | None = None, *, flag: str = "--http"
+) -> AsyncIterator[list[str]]:
+    """Serves the application while the context lasts, at an address and a Unix socket; gives the URLs.
+
+    Raises DaemonError, which names the `flag` that says another address.
+    """
+    with _listening(listen, unix, flag) as (sockets, urls):
         settings = uvicorn.Config(
             app,
             lifespan="off",
@@ -50,28 +56,30 @@ async def http_server(app: ASGIApp, http: Http) -> AsyncIterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _listening(http: Http) -> Iterator[tuple[list[socket.socket], list[str]]]:
+def _listening(
+    listen: str | None, unix: Path | None, flag: str
+) -> Iterator[tuple[list[socket.socket], list[str]]]:
     sockets, urls = [], []
     with contextlib.ExitStack() as stack:
-        if http.listen is not None:
-            sockets.append(stack.enter_context(_tcp(http.listen)))
+        if listen is not None:
+            sockets.append(stack.enter_context(_tcp(listen, flag)))
             host, port = sockets[-1].getsockname()[:2]
             urls.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        if http.socket is not None:
-            sockets.append(stack.enter_context(_unix(http.socket)))
-            urls.append(f"unix:{http.socket}")
+        if unix is not None:
+            sockets.append(stack.enter_context(_unix(unix)))
+            urls.append(f"unix:{unix}")
         yield sockets, urls
 
 
 @contextlib.contextmanager
-def _tcp(listen: str) -> Iterator[socket.socket]:
+def _tcp(listen: str, flag: str) -> Iterator[socket.socket]:
     host, port = split_address(listen)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as e:
         raise DaemonError(
-            f"cannot listen on {listen} for HTTP: {e.strerror}; choose another --http"
+            f"cannot listen on {listen} for HTTP: {e.strerror}; choose another {flag}"
         ) from None
     with listener:
         yield listener
