@@ -1,0 +1,22 @@
+"""One target under atheris in a process of its own, which libFuzzer ends: `python -m tests.fuzz.child TARGET ...`.
+
+What follows the target's name are libFuzzer's arguments. Its last lines tell how many executions there were.
+"""
+
+import sys
+
+import atheris
+
+# Before anything else imports them: what is imported here tells libFuzzer which of its branches are taken.
+with atheris.instrument_imports(include=["ecd"]):
+    from tests.fuzz.targets import TARGETS
+
+
+def main() -> None:
+    """Fuzzes until the arguments say that it is enough."""
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
