@@ -50,7 +50,9 @@ def fuzz(target: str, runs: int, seconds: int, *, keep_finds: bool) -> Outcome:
         crashes = [file.read_bytes().hex() for file in folder.glob("artifact-*")]
     done = _number(r"stat::number_of_executed_units: *(\d+)", output)
     complete = re.search(r"^Done \d+ runs", output, re.MULTILINE)
-    failure = "" if complete and not crashes else "\n".join([output[-6000:], *(f"input: {c}" for c in crashes)])
+    failure = (
+        "" if complete and not crashes else "\n".join([output[-6000:], *(f"input: {c}" for c in crashes)])
+    )
     coverage = _number(r"cov: (\d+)", output)
     return Outcome(target, done, took_s, coverage, _number(r"stat::peak_rss_mb: *(\d+)", output), failure)
 
@@ -92,9 +94,7 @@ def main(
 
     def outcomes() -> Iterator[Outcome]:
         with ThreadPoolExecutor(jobs) as pool:
-            yield from pool.map(
-                lambda name: fuzz(name, share_runs, share_s, keep_finds=keep_finds), names
-            )
+            yield from pool.map(lambda name: fuzz(name, share_runs, share_s, keep_finds=keep_finds), names)
 
     click.echo("target        executions  seconds    per s  branches  peak MiB")
     done = []

@@ -1,4 +1,4 @@
-"""One target under atheris in a process of its own, which libFuzzer ends: `python -m tests.fuzz.child TARGET ...`.
+"""`python -m tests.fuzz.child TARGET ...`: one target under atheris, in a process that libFuzzer ends.
 
 What follows the target's name are libFuzzer's arguments. Its last lines tell how many executions there were.
 """

@@ -47,7 +47,7 @@ def greeting(role: Role) -> bytes:
 
 
 class EdgeEnd:
-    """Two answers, one with logprobs, that go by whatever TOKENS and RESET come; `events` are its own doing."""
+    """Two answers, one with logprobs, that go by whatever comes; `events` are its own doing."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -170,4 +170,3 @@ class CloudEnd:
             assert branch[0].token == first
             assert len(branch) <= LIMITS["max_ahead"] + 1
         assert all(0 <= hint.token < N_VOCAB for hint in board.line)
-

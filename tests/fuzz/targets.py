@@ -5,7 +5,6 @@ each within the bounds of one call; what piles up over many calls is libFuzzer's
 """
 
 import asyncio
-import itertools
 import logging
 import resource
 import tempfile
@@ -16,7 +15,7 @@ from time import thread_time
 from typing import Any
 
 from ecd.control import MAX_ITEMS, ControlType, Notify, control_socket
-from ecd.errors import BadRequest, EcdError, ProtocolError
+from ecd.errors import BadRequest, ProtocolError
 from ecd.wire.connection import ALLOWED, Closed, Connected, Connection, Event, Role, Settings, State
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import LENGTH_BYTES, FrameReader, decode_body, encode_frame
@@ -95,7 +94,7 @@ def control(data: bytes) -> None:
 
 
 def _end(settings: Settings, kind: type[EdgeEnd] | type[CloudEnd], data: bytes) -> None:
-    """First byte: 1 after a handshake, 2 while draining, 4 without an application; second byte: chunk size."""
+    """First byte: 1 after a handshake, 2 while draining, 4 with nothing behind it; second: chunk size."""
     flags, size, stream = (data[:1] or b"\0")[0], data[1:2], data[2:]
     greeted = greeting(settings.role) if flags & 1 else b""
     if flags & 4:
