@@ -60,8 +60,8 @@ Environment:
 def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
-    `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle` and `check` prove their text,
-    `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
+    `cloud` and `edge` are the daemons, `models` gets what they serve, `oracle`, `check` and `soak` prove
+    their text, `plan` and `bench` tell what drafting gives. `ecdctl` talks to a running daemon.
     """
 
 
@@ -311,6 +311,15 @@ def bench(arguments: tuple[str, ...]) -> Any:
     from ecd.lab.bench import bench as benchmarks
 
     return benchmarks.main(list(arguments), prog_name="ecd bench", standalone_mode=False)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def soak(arguments: tuple[str, ...]) -> Any:
+    """Ask and ask while everything fails; see `ecd soak --help`."""
+    from ecd.lab.soak import soak as soaking
+
+    return soaking.main(list(arguments), prog_name="ecd soak", standalone_mode=False)
 
 
 def main() -> None:
