@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from ecd.wire.frames import is_uint, pack_ids, unpack_ids
 
-
 # What a peer tells of itself is shown to others, in frames and as JSON; encoders have no room for more than
 # some hundred levels.
 MAX_MAP_DEPTH = 16
@@ -96,8 +95,10 @@ TEXT = plain("str", lambda value: isinstance(value, str))
 BYTES = plain("bin", lambda value: isinstance(value, bytes))
 MAP = plain(
     "map",
-    lambda value: isinstance(value, dict)
-    and all(isinstance(key, str) for key in value)
-    and not _nests_beyond(value, MAX_MAP_DEPTH),
+    lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(key, str) for key in value)
+        and not _nests_beyond(value, MAX_MAP_DEPTH)
+    ),
 )
 IDS = Codec("ids", lambda value, width: pack_ids(value, width), decode_ids)
