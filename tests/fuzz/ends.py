@@ -7,6 +7,7 @@ from ecd.cloud.session import Session, Vocabulary
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.generation import Generation, Phase
+from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective, Pacer
 from ecd.edge.request import Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
@@ -53,6 +54,8 @@ class EdgeEnd:
         self.connection = connection
         self.events: list[Event] = []
         self._answers: dict[int, Generation] = {}
+        self._meter, self._survival = Meter(), Survival(EDGE_MEMORY)
+        self._meter.drafted(0.005)
         self._told: dict[int, list[int]] = {}
 
     def take(self, events: Iterable[Event], now: float) -> None:
@@ -68,7 +71,7 @@ class EdgeEnd:
 
     def _open(self, logprobs: int | None, now: float) -> None:
         request = Request(PROMPT, Sampling(), MAX_TOKENS, logprobs=logprobs)
-        g = Generation(request, Acceptance(), Pacer(Objective.BALANCED, Survival(EDGE_MEMORY)))
+        g = Generation(request, Acceptance(), Pacer(Objective.BALANCED, self._survival))
         g.slot = 0
         stream = self.connection.new_stream()
         self._answers[stream], self._told[stream] = g, []
@@ -81,8 +84,12 @@ class EdgeEnd:
         try:
             if max((*message.ids, *tops), default=0) >= N_VOCAB:
                 raise ProtocolError("an id that is not in the vocabulary")
+            if g.origins:
+                self._meter.stepped(message.step_us / 1e6, message.verified)
+            self._meter.told(self.connection.peer_load)
+            self._meter.rtt_s, self._meter.jitter_s = 0.05, self.connection.rtt.variation_s
             self._perform(message.stream, g.receive(message, now))
-            self._perform(message.stream, g.steer(None, now))
+            self._perform(message.stream, g.steer(self._meter.conditions, now))
         except ProtocolError as e:
             self.events += self.connection.close(e.code, str(e))
             return
