@@ -9,7 +9,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, assert_never
@@ -168,8 +168,12 @@ class Soak:
         ids: list[int] = []
         longest_s, last = 0.0, monotonic()
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(HANG_S) as limit, Client(edge.daemon.socket) as client:
-            async for event in client.stream(**question.arguments):
+        async with (
+            asyncio.timeout(HANG_S) as limit,
+            Client(edge.daemon.socket) as client,
+            aclosing(client.stream(**question.arguments)) as events,
+        ):
+            async for event in events:
                 limit.reschedule(loop.time() + HANG_S)
                 now = monotonic()
                 longest_s, last = max(longest_s, now - last), now

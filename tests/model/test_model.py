@@ -19,108 +19,35 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ecd.edge.pacing import Objective
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import Request
 from ecd.errors import Code
-from ecd.sampling import Rule, Sampling
 from ecd.wire.connection import Connection, Role, Settings
-from ecd.wire.frames import encode_frame, id_width
-from ecd.wire.messages import (
-    Alternate,
-    Commit,
-    Draft,
-    HintWeights,
-    Kv,
-    KvOp,
-    Message,
-    Open,
-    Origin,
-    Pace,
-    Tokens,
-    to_fields,
-)
+from ecd.wire.messages import Message
+from tests.model.choices import GARBAGE, HOSTILE, HOSTILE_DRAFTS, LIES, MAX_AHEADS, REQUESTS, frame
 from tests.model.cloud import FINGERPRINT, Cloud
 from tests.model.edge import Edge
 from tests.model.wire import End, Wire
-from tests.toy import NEVER_ENDING, SIZE, guessed
+from tests.toy import guessed
 
 MAX_ANSWERS = 5
 ALL = 1 << 30
 # Turns in which everything must have come to its end; most take a few hundred.
 TURNS = 20_000
 
-# The first are those of living answers, mostly.
-STREAM_NUMBERS = st.sampled_from([1, 1, 2, 2, 3, 4, 5, 9])
-IDS = st.lists(st.integers(0, SIZE + 1), max_size=6).map(tuple)
-MAX_AHEADS = st.sampled_from([1, 8, 20, 20])
-PACES = st.builds(Pace, st.sampled_from([0, 2000, 500_000, MAX_PATIENCE_US]), st.integers(0, 5))
-REQUESTS = st.builds(
-    Request,
-    prompt=st.lists(st.integers(0, 6), min_size=1, max_size=8).map(tuple),
-    sampling=st.sampled_from(
-        [
-            Sampling(),
-            Sampling(repetition_penalty=1.3, frequency_penalty=0.4),
-            Sampling(Rule.COUPLED, 5, 1.0),
-            Sampling(Rule.COUPLED, 7, 1.2, logit_bias=NEVER_ENDING),
-        ]
-    ),
-    max_tokens=st.sampled_from([1, 2, 7, 40, 40, 55]),
-    stop=st.sampled_from([(), (), ("ab",), ("cde", "ga")]),
-    draft=st.sampled_from([True, True, True, False]),
-    alternates=st.booleans(),
-    objective=st.sampled_from(Objective),
-    ahead=st.none() | st.integers(0, 8),
-    patience_us=st.none() | st.sampled_from([0, 2000, MAX_PATIENCE_US]),
-    hint_tokens=st.none() | st.integers(1, 4),
-)
-HOSTILE_DRAFTS = st.builds(
-    Draft,
-    stream=STREAM_NUMBERS,
-    seen=st.integers(0, 30),
-    base=st.integers(0, 30),
-    ids=IDS,
-    confidence=st.none() | st.binary(max_size=6),
-    q=st.none() | st.lists(st.just(HintWeights((1, 2), b"\x01\xff")), max_size=3).map(tuple),
-    alternates=st.none() | st.lists(st.builds(Alternate, st.integers(0, 40), IDS), max_size=10).map(tuple),
-    pace=st.none() | PACES,
-)
-HOSTILE_OPENS = st.builds(
-    Open,
-    stream=st.integers(1, 9),
-    prefix_hash=st.none(),
-    prefix_len=st.just(0),
-    prompt=IDS,
-    committed=IDS,
-    sampling=st.sampled_from([{}, {"rule": "coupled", "temperature": 0.9}, {"rule": "none"}, {"top_p": -1}]),
-    max_tokens=st.integers(0, 80),
-    stop=st.sampled_from([(), ("ab",), ("",)]),
-    pace=PACES,
-)
-HOSTILE: st.SearchStrategy[Message] = st.one_of(
-    HOSTILE_DRAFTS,
-    HOSTILE_OPENS,
-    st.builds(Commit, st.integers(0, 8), st.integers(0, 40), IDS, st.sampled_from(Origin)),
-    st.builds(Tokens, st.integers(0, 8), st.integers(0, 40), IDS, st.just(0), st.just(0), st.just(1)),
-    st.just(Kv(1, KvOp.DROP, b"", 0, 0, 0, 0, "", 0, b"")),
-)
-# What an edge must not take for tokens of any answer: at a place beyond all of them; none, an unknown id, or
-# more than any answer may have.
-LIES = st.builds(
-    lambda stream, base, ids: Tokens(stream, base, ids, 0, 0, 1),
-    STREAM_NUMBERS,
-    st.integers(0, 40),
-    st.sampled_from([(), (SIZE,), (1,) * 99]),
-) | st.builds(lambda stream: Tokens(stream, 1 << 20, (1,), 0, 0, 1), STREAM_NUMBERS)
-GARBAGE = st.sampled_from([b"\xff" * 4, b"\0\0\0\0", b"\0\0\0\1\xc1", encode_frame([99, 0, "later"])])
-
-
-def frame(message: Message) -> bytes:
-    return encode_frame(to_fields(message, id_width(SIZE)))
-
 
 class System(RuleBasedStateMachine):
     """One edge with up to MAX_ANSWERS answers in its life, one cloud, and who else connects to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin_with(0, "near", (20, 8))
+
+    def begin_with(self, seed: int, drafter: str, of_cloud: tuple[int, int]) -> None:
+        self.now = 0.0
+        self.rng = random.Random(seed)
+        self.drafter, self.cloud_settings = drafter, of_cloud
+        self.cloud = Cloud(*of_cloud)
+        self.edge = self._new_edge()
 
     @initialize(
         seed=st.integers(0, 1 << 30),
@@ -132,12 +59,7 @@ class System(RuleBasedStateMachine):
     def begin(
         self, seed: int, drafter: str, max_ahead: int, max_verify: int, requests: list[Request]
     ) -> None:
-        self.now = 0.0
-        self.rng = random.Random(seed)
-        self.drafter = drafter
-        self.cloud_settings = max_ahead, max_verify
-        self.cloud = Cloud(*self.cloud_settings)
-        self.edge = self._new_edge()
+        self.begin_with(seed, drafter, (max_ahead, max_verify))
         self.connect()
         for request in requests:
             self.ask(request)
@@ -182,13 +104,15 @@ class System(RuleBasedStateMachine):
     def _old_wires(self) -> list[Wire]:
         return [wire for wire in self.cloud.wires if wire is not self.edge.wire]
 
-    @rule(step=st.booleans())
-    def the_engine_works(self, step: bool) -> None:
-        _ = self.cloud.end_step(self.now) or (step and self.cloud.begin_step(self.now))
+    @rule(goes_on=st.booleans())
+    def the_engine_is_ready(self, goes_on: bool) -> None:
+        if not self.cloud.end_step(self.now) or goes_on:
+            self.cloud.begin_step(self.now)
 
-    @rule(draft=st.booleans())
-    def the_drafter_works(self, draft: bool) -> None:
-        _ = self.edge.end_draft(self.now) or (draft and self.edge.begin_draft(self.now))
+    @rule(goes_on=st.booleans())
+    def the_drafter_is_ready(self, goes_on: bool) -> None:
+        if not self.edge.end_draft(self.now) or goes_on:
+            self.edge.begin_draft(self.now)
 
     @rule(seconds=st.sampled_from([0.001, 0.005, 0.02, 0.1, 0.5, 2.5, 7.0]))
     def wait(self, seconds: float) -> None:
@@ -210,10 +134,9 @@ class System(RuleBasedStateMachine):
 
     @rule()
     def connect(self) -> None:
-        if self.edge.wire is not None:
-            return
-        settings_ = Settings(Role.EDGE, "edge", FINGERPRINT)
-        self.edge.wire = self._wire(Connection(settings_, self.now), self.edge)
+        if self.edge.wire is None:
+            connection = Connection(Settings(Role.EDGE, "edge", FINGERPRINT), self.now)
+            self.edge.wire = self._wire(connection, self.edge)
 
     @rule(arrives=st.integers(0, 200), edge_first=st.booleans())
     def cut(self, arrives: int, edge_first: bool) -> None:
@@ -282,18 +205,17 @@ class System(RuleBasedStateMachine):
 
     @invariant()
     def all_is_well(self) -> None:
-        if hasattr(self, "cloud"):
-            self.cloud.check()
-            self.edge.check()
-            self._check_sessions()
-            for asked in self.edge.answers:
-                match asked.error:
-                    case Code.ENGINE_RESTARTED:
-                        assert asked.engine_losses > 3
-                    case Code.BUSY:
-                        assert not asked.emitted
-                    case other:
-                        assert other in (None, Code.CANCELLED)
+        self.cloud.check()
+        self.edge.check()
+        self._check_sessions()
+        for asked in self.edge.answers:
+            match asked.error:
+                case Code.ENGINE_RESTARTED:
+                    assert asked.engine_losses > 3
+                case Code.BUSY:
+                    assert not asked.emitted
+                case other:
+                    assert other in (None, Code.CANCELLED)
 
     def _check_sessions(self) -> None:
         """The cloud is never behind what its edge knows, and has the same text."""
@@ -358,8 +280,6 @@ class System(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Left alone, every answer ends, and then nothing of it is left anywhere."""
-        if not hasattr(self, "cloud"):
-            return
         for _ in range(TURNS):
             self.all_is_well()
             alone = all(wire is self.edge.wire for wire in self.cloud.wires)
