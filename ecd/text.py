@@ -51,7 +51,11 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece, last)
+        new = self._decoder.decode(piece, last)
+        if not self.stop:
+            self._shown.append(new)
+            return new
+        self._held += new
         # The stop string that is complete first decides, however the text was cut into pieces.
         found = [(at + len(s), at) for s in self.stop if (at := self._held.find(s)) >= 0]
         if found:

@@ -65,6 +65,8 @@ class Generation:
     _flush_at: float | None = None
     _copied: DecayedRate = field(default_factory=lambda: DecayedRate(COPIED_MEMORY))
     _switched: bool = False
+    # What the committed tokens have shown of guesses, their places and whether they were right.
+    _lessons: list[tuple[Guess, int, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
@@ -163,11 +165,13 @@ class Generation:
         commands: list[Command] = [Emit(message.ids, origins, message.logprobs)]
         if message.finish is not Finish.NONE:
             self.phase = Phase.FINISHED
+            self._learn_lessons()
             commands.append(Finished(message.finish))
         return commands
 
     def steer(self, conditions: Conditions | None, now: float) -> list[Command]:
-        """Decides anew how to go on, once what was received has been shown: that is not to wait for this."""
+        """Learns and decides how to go on, once what was received has been shown: that does not wait."""
+        self._learn_lessons()
         if self.phase is not Phase.STREAMING:
             return []
         self._conditions = conditions
@@ -193,11 +197,16 @@ class Generation:
         self.tokens.append(token)
         settled = self.lines.settle(token)
         if settled.guess is not None:
-            self._learn(settled.guess, settled.place, right=settled.right)
+            self._lessons.append((settled.guess, settled.place, settled.right))
             # At a fork both ends forget that there were no more hints.
             self._told_exhausted = self._told_exhausted and settled.right
         self.tally.alternates_used += settled.switched
         return settled.switched
+
+    def _learn_lessons(self) -> None:
+        for guess, place, right in self._lessons:
+            self._learn(guess, place, right=right)
+        self._lessons.clear()
 
     def _learn(self, guess: Guess, place: int, *, right: bool) -> None:
         self.tally.settled += 1
