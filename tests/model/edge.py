@@ -50,6 +50,7 @@ class Edge:
         self._guess = guess
         self._limits: dict[str, int] = {}
         self._by_stream: dict[int, Asked] = {}
+        self._to_steer: list[Asked] = []
         self._free = list(range(SLOTS))
         self._acceptance, self._meter, self._survival = Acceptance(), Meter(), Survival(EDGE_MEMORY)
         self._drafting: tuple[float, list[tuple[Asked, list[DraftTask]]]] | None = None
@@ -114,8 +115,7 @@ class Edge:
             self._meter.rtt_s, self._meter.jitter_s = connection.rtt.smoothed_s, connection.rtt.variation_s
             self._perform(asked, g.receive(message, now))
             asked.engine_losses = 0
-            if not asked.over:
-                self._perform(asked, g.steer(self._meter.conditions, now))
+            self._to_steer.append(asked)
         except ProtocolError as e:
             wire = self.wire
             assert wire is not None
@@ -132,6 +132,13 @@ class Edge:
                 pass
             case Reopen.NEVER:
                 self._end(asked, error=code)
+
+    def steer(self, now: float) -> None:
+        """What answers do once their clients have what came; other things may have happened in between."""
+        to_steer, self._to_steer = self._to_steer, []
+        for asked in to_steer:
+            if not asked.over:
+                self._perform(asked, asked.generation.steer(self._meter.conditions, now))
 
     def tend(self, now: float) -> None:
         """What is done four times a second, and what is due."""

@@ -114,6 +114,10 @@ class System(RuleBasedStateMachine):
         if not self.edge.end_draft(self.now) or goes_on:
             self.edge.begin_draft(self.now)
 
+    @rule()
+    def the_edge_steers(self) -> None:
+        self.edge.steer(self.now)
+
     @rule(seconds=st.sampled_from([0.001, 0.005, 0.02, 0.1, 0.5, 2.5, 7.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -259,6 +263,7 @@ class System(RuleBasedStateMachine):
             done |= wire.deliver(wire.cloud, ALL, self.now)
         if self.edge.wire is not None:
             done |= self.edge.wire.deliver(self.edge.wire.edge, ALL, self.now)
+        self.edge.steer(self.now)
         done |= self.edge.begin_draft(self.now) or self.edge.end_draft(self.now)
         due = self.cloud.step_due
         done |= (
