@@ -27,8 +27,10 @@ from ecd.lab.system import REPLAY, address_of, running_cloud, running_edge
 EDGES = 2
 # A recorded target's pace; the machine has to bear all sessions' steps, clients and links beside them.
 CLOUD_PACE, EDGE_PACE = ("--step-ms", "20"), ("--draft-ms", "4")
+ROOM = ("--context-tokens", "2048")
 LINK = Conditions(delay_s=0.01, jitter_s=0.005)
-IMPATIENT = "keepalive: {ping_interval_s: 0.5, silence_s: 2.0}\nreconnect: {first_s: 0.05, longest_s: 0.5}\n"
+IMPATIENT = "keepalive: {ping_interval_s: 0.5, silence_s: 2.0}\n"
+RECONNECT = "reconnect: {first_s: 0.05, longest_s: 0.5}\n"
 # Not the address that connections are made from: the link, which dials while there is no cloud, could else
 # take the cloud's own port, and even be answered by itself.
 CLOUD_HOST = "127.0.0.2"
@@ -49,26 +51,26 @@ async def run_soak(
     Raises EcdError when a daemon does not start, or ends by itself.
     """
     target, draft = models
-    config = folder / "impatient.yaml"
-    config.write_text(IMPATIENT)
+    cloud_config, edge_config = folder / "cloud.yaml", folder / "edge.yaml"
+    cloud_config.write_text(IMPATIENT)
+    edge_config.write_text(IMPATIENT + RECONNECT)
     places = [folder / name for name in ("cloud", *(f"edge-{number}" for number in range(EDGES)))]
     for place in places:
         place.mkdir()
     of_cloud, of_edge = (CLOUD_PACE, EDGE_PACE) if target.startswith(REPLAY) else ((), ())
-    usual = ("--context-tokens", "2048", "--config", str(config))
+    of_cloud = (*of_cloud, *ROOM, "--config", str(cloud_config))
+    of_edge = (*of_edge, *ROOM, "--config", str(edge_config))
     with ExitStack() as stack:
         cloud = stack.enter_context(
-            running_cloud(
-                places[0], target, "--sessions", str(sessions), *usual, *of_cloud, listen=f"{CLOUD_HOST}:0"
-            )
+            running_cloud(places[0], target, "--sessions", str(sessions), *of_cloud, listen=f"{CLOUD_HOST}:0")
         )
         address = address_of(cloud)
         # The next process listens where the first one did.
         cloud.flags[cloud.flags.index("--listen") + 1] = address
         async with EmulatedLink(*split_address(address), LINK, seed=seed) as link:
-            room = ("--sessions", str(-(-sessions // EDGES)))
+            share = str(-(-sessions // EDGES))
             starting = [
-                running_edge(place, draft, f"{link.host}:{link.port}", *room, *usual, *of_edge)
+                running_edge(place, draft, f"{link.host}:{link.port}", "--sessions", share, *of_edge)
                 for place in places[1:]
             ]
             # In a thread: they are ready when they have connected, which takes this loop.
