@@ -46,7 +46,9 @@ def fuzz(target: str, runs: int, seconds: int, *, keep_finds: bool) -> Outcome:
             smallest = folder / "smallest"
             smallest.mkdir()
             _child(folder, target, "-merge=1", str(smallest), str(seeds), str(finds))
-            keep(target, [file.read_bytes() for file in smallest.iterdir()])
+            found = [file.read_bytes() for file in smallest.iterdir()]
+            assert found, "the kept inputs could not be merged"
+            keep(target, found)
         crashes = [file.read_bytes().hex() for file in folder.glob("artifact-*")]
     done = _number(r"stat::number_of_executed_units: *(\d+)", output)
     complete = re.search(r"^Done \d+ runs", output, re.MULTILINE)

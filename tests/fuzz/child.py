@@ -14,7 +14,9 @@ with atheris.instrument_imports(include=["ecd"]):
 
 def main() -> None:
     """Fuzzes until the arguments say that it is enough."""
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
+    # The first is what libFuzzer starts again, through a shell, when it merges.
+    again = f"{sys.executable} -m tests.fuzz.child {sys.argv[1]}"
+    atheris.Setup([again, *sys.argv[2:]], TARGETS[sys.argv[1]])
     atheris.Fuzz()
 
 

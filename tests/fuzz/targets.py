@@ -100,7 +100,7 @@ def _end(settings: Settings, kind: type[EdgeEnd] | type[CloudEnd], data: bytes) 
     if flags & 4:
         whole, cut = _Watched(settings, flags), _Watched(settings, flags)
         whole.receive(greeted + stream, 0.0)
-        for chunk in _chunks(greeted + stream, size):
+        for chunk in _chunks(greeted + stream, size) or [b""]:
             cut.receive(chunk, 0.0)
         assert repr(cut.events) == repr(whole.events)
         assert cut.sent == whole.sent
