@@ -3,6 +3,7 @@
 Pure. Knows no processes and no network.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,7 +49,8 @@ class Answers:
 class Held:
     """A daemon while nobody asks it anything, at its first start and at the end, and its memory between.
 
-    `early_bytes` and `late_bytes` are of its last process, None where that lived too short to tell.
+    `exceptions`: those that its log has with a traceback. `early_bytes` and `late_bytes` are of its last
+    process, None where that lived too short to tell.
     """
 
     name: str
@@ -58,7 +60,7 @@ class Held:
     idle_tasks: int
     left_tasks: int
     left_sessions: int
-    tracebacks: int
+    exceptions: tuple[str, ...]
     early_bytes: int | None
     late_bytes: int | None
 
@@ -93,10 +95,11 @@ class Soaked:
                 ("fds", held.idle_fds, held.left_fds),
                 ("tasks", held.idle_tasks, held.left_tasks),
                 ("sessions", 0, held.left_sessions),
-                ("tracebacks in the log", 0, held.tracebacks),
             ):
                 if left > idle:
                     found.append(f"{held.name}: {left} {what}, and {idle} at its first start")
+            for exception, count in Counter(held.exceptions).items():
+                found.append(f"{held.name}: {count} times in its log: {exception}")
             if held.growth_bytes is not None and held.growth_bytes > MAX_GROWTH_BYTES:
                 found.append(f"{held.name}: memory grew by {_mib(held.growth_bytes)} MiB after the warm-up")
         return found
@@ -142,6 +145,13 @@ class Soaked:
             )
         lines += ["", *(f"NOT AS PROMISED: {problem}" for problem in self.problems())]
         return "\n".join(lines).rstrip()
+
+
+def exceptions_in(log: str) -> tuple[str, ...]:
+    """The last line of every traceback in a daemon's log."""
+    return tuple(
+        re.findall(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(\S.*)$", log, re.MULTILINE)
+    )
 
 
 PERCENTILES = (("median pause", 0.5), ("p95", 0.95), ("longest", 1.0))

@@ -21,7 +21,7 @@ from ecd.errors import DaemonError, EcdError
 from ecd.lab.fault_plan import Fault, Kind
 from ecd.lab.link import EmulatedLink
 from ecd.lab.questions import Question
-from ecd.lab.soaked import Answers, Held, Outcome, Soaked
+from ecd.lab.soaked import Answers, Held, Outcome, Soaked, exceptions_in
 from ecd.lab.system import DaemonProcess
 from ecd.lab.usage import Usage, early_and_late, usage_of
 
@@ -234,7 +234,7 @@ class Soak:
             idle_tasks=watched.idle_tasks,
             left_tasks=tasks,
             left_sessions=len(sessions["sessions"]),
-            tracebacks=watched.daemon.log.read_text(errors="replace").count("Traceback (most recent"),
+            exceptions=exceptions_in(watched.daemon.log.read_text(errors="replace")),
             early_bytes=early,
             late_bytes=late,
         )

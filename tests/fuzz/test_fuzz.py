@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.corpus import kept
-from tests.fuzz.targets import TARGETS, within_bounds
+from tests.fuzz.targets import TARGETS
 
 # All targets together, in CI.
 SECONDS = 20

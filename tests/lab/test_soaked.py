@@ -1,15 +1,17 @@
 """What a soak found, and whether it is as promised."""
 
 import json
+import traceback
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from ecd.lab.soaked import MAX_GROWTH_BYTES, Answers, Held, Outcome, Soaked
+from ecd.lab.soaked import MAX_GROWTH_BYTES, Answers, Held, Outcome, Soaked, exceptions_in
 
 MIB = 1 << 20
-CLOUD = Held("cloud", 2, 12, 12, 5, 5, 0, 0, 90 * MIB, 91 * MIB)
+CLOUD = Held("cloud", 2, 12, 12, 5, 5, 0, (), 90 * MIB, 91 * MIB)
 
 
 def soaked(held: Held = CLOUD, *ends: tuple[Outcome, str]) -> Soaked:
@@ -36,11 +38,11 @@ def test_a_good_soak_has_no_problems() -> None:
         ({"left_fds": 13}, "cloud: 13 fds, and 12 at its first start"),
         ({"left_tasks": 6}, "cloud: 6 tasks"),
         ({"left_sessions": 1}, "cloud: 1 sessions"),
-        ({"tracebacks": 2}, "cloud: 2 tracebacks"),
+        ({"exceptions": ("KeyError: 3", "KeyError: 3")}, "cloud: 2 times in its log: KeyError: 3"),
         ({"late_bytes": 91 * MIB + MAX_GROWTH_BYTES}, "cloud: memory grew by 13.0 MiB"),
     ],
 )
-def test_whatever_is_left_over_is_a_problem(changes: dict[str, int], told: str) -> None:
+def test_whatever_is_left_over_is_a_problem(changes: dict[str, Any], told: str) -> None:
     bad = soaked(replace(CLOUD, **changes))
     (problem,) = bad.problems()
     assert problem.startswith(told)
@@ -69,3 +71,16 @@ def test_the_file_has_it_all() -> None:
     assert told["answers"] == {"right": 10, "ended": 0, "left": 0, "wrong": 0, "failed": 0, "hung": 1}
     assert told["daemons"][0]["growth_bytes"] == MIB
     assert told["problems"] == ["1 answers hung: x"]
+
+
+def test_a_log_tells_its_exceptions() -> None:
+    def fail() -> None:
+        {}[3]
+
+    log = "ready\n"
+    for _ in range(2):
+        try:
+            fail()
+        except KeyError:
+            log += f"oh no\n{traceback.format_exc()}and on\n"
+    assert exceptions_in(log) == ("KeyError: 3", "KeyError: 3")
