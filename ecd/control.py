@@ -50,6 +50,9 @@ class _Client:
     calls: dict[int, asyncio.Task[None]]
 
     async def send(self, kind: ControlType, call: int, *fields: Any) -> None:
+        if self.writer.is_closing():
+            # uvloop would raise RuntimeError.
+            raise ConnectionResetError("the client is gone")
         self.writer.write(encode_frame([kind, call, *fields]))
         await self.writer.drain()
 
