@@ -66,8 +66,8 @@ def cli() -> None:
     """Edge-cloud speculative decoding: a draft model here, the target's exact text from the cloud.
 
     `cloud` and `edge` are the daemons, `models` gets what they serve, `token` says which edges a cloud lets
-    in, `oracle` and `check` prove their text, `plan` and `bench` tell what drafting gives, `calibrate` how
-    sure a draft may be. `ecdctl` talks to a running daemon.
+    in, `oracle`, `check` and `soak` prove their text, `plan` and `bench` tell what drafting gives,
+    `calibrate` how sure a draft may be. `ecdctl` talks to a running daemon.
     """
 
 
@@ -357,6 +357,15 @@ def bench(arguments: tuple[str, ...]) -> Any:
     from ecd.lab.bench import bench as benchmarks
 
     return benchmarks.main(list(arguments), prog_name="ecd bench", standalone_mode=False)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def soak(arguments: tuple[str, ...]) -> Any:
+    """Ask and ask while everything fails; see `ecd soak --help`."""
+    from ecd.lab.soak import soak as soaking
+
+    return soaking.main(list(arguments), prog_name="ecd soak", standalone_mode=False)
 
 
 def main() -> None:

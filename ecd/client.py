@@ -87,7 +87,7 @@ class Client:
                 yield {"event": "done", **fields} if done else fields
 
     async def _frames(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[tuple[bool, dict[str, Any]]]:
-        if self._gone:
+        if self._gone or self._writer.is_closing():
             raise _closed(self._path)
         call, done = next(self._ids), False
         queue = self._calls[call] = asyncio.Queue()
@@ -107,7 +107,8 @@ class Client:
             raise _closed(self._path) from None
         finally:
             del self._calls[call]
-            if not done:
+            # A daemon that is gone is not to be told; uvloop refuses to try.
+            if not done and not self._writer.is_closing():
                 self._writer.write(encode_frame([ControlType.CANCEL, call]))
 
     async def _read(self) -> None:

@@ -57,6 +57,9 @@ class _Client:
     refusal: str | None
 
     async def send(self, kind: ControlType, call: int, *fields: Any) -> None:
+        if self.writer.is_closing():
+            # uvloop would raise RuntimeError.
+            raise ConnectionResetError("the client is gone")
         self.writer.write(encode_frame([kind, call, *fields]))
         await self.writer.drain()
 

@@ -14,6 +14,7 @@ import pytest
 from ecd import cli, ctl
 from ecd.errors import BadRequest
 from ecd.lab.bench import bench
+from ecd.lab.soak import soak
 from ecd.options import EXIT_STATUS, run_program
 
 PROGRAMS: dict[str, click.Command] = {"ecd": cli.cli, "ecdctl": ctl.cli}
@@ -32,10 +33,11 @@ def helped(command: click.Command, name: str) -> list[str]:
         return command.get_help(context).splitlines()
 
 
-# `ecd bench` is handed its arguments whole, and does not know the benchmarks as its own.
+# `ecd bench` and `ecd soak` are handed their arguments whole, and do not know what these are.
 ALL = [
     *(each for name, program in PROGRAMS.items() for each in commands(program, name)),
     *commands(bench, "ecd bench"),
+    *commands(soak, "ecd soak"),
 ]
 
 

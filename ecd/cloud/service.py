@@ -268,6 +268,7 @@ class CloudService:
             "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
             "verified_per_forward": totals.verified / totals.forwards if totals.forwards else 0.0,
             "cpu_s": process_time(),
+            "tasks": len(asyncio.all_tasks(self._loop)),
             "packet_bytes_in": self._packets_in + sum(link.packet_bytes()[0] for link in self._links),
             "packet_bytes_out": self._packets_out + sum(link.packet_bytes()[1] for link in self._links),
             "wire_bytes_in": self._wire_in + sum(link.traffic.bytes_in for link in self._links),

@@ -184,6 +184,11 @@ class Generation:
             raise ProtocolError(
                 f"TOKENS at {message.base} with {len(message.ids)} ids do not follow {len(self.tokens)}"
             )
+        if len(message.ids) > self._remaining:
+            raise ProtocolError(
+                f"TOKENS at {message.base} with {len(message.ids)} ids go beyond max_tokens, "
+                f"of which {self._remaining} are left"
+            )
         if not as_asked(message.logprobs, len(message.ids), self.request.logprobs):
             raise ProtocolError(f"TOKENS at {message.base} do not carry the logprobs that were asked for")
         if self.turns is not None:

@@ -3,6 +3,7 @@
 Owns the shape of `status` and `stats`, as docs/PROTOCOL.md lists them.
 """
 
+import asyncio
 from collections import Counter
 from dataclasses import asdict
 from time import process_time
@@ -64,7 +65,7 @@ def _link_told(link: Link | None) -> dict[str, Any]:
 
 
 def stats_told(service: EdgeService) -> dict[str, Any]:
-    """Counters since start, finished answers only, and what follows from them."""
+    """Counters since start, finished answers only, and what follows from them; called in the event loop."""
     service, totals = service, service.totals
     newest = next(reversed(service.answers.values()), None)
     wire_in, wire_out = service.uplinks.wire_bytes
@@ -77,6 +78,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         "pace": {} if newest is None else pace_told(newest, service.acceptance),
         "confident": service.thresholds.told(),
         "cpu_s": process_time(),
+        "tasks": len(asyncio.all_tasks()),
         "running": len(service.answers),
         "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
         "forwards_per_token": totals.target_forwards / totals.committed if totals.committed else 0.0,

@@ -165,6 +165,7 @@ class Lane:
         self.delivered_bytes = 0
         self.swallowing = False
         self.intact = True  # nothing was swallowed
+        self.corrupting = False  # the next bytes handed out are overwritten
         self._rng = rng
         self._stop = stop
         self._queue: deque[tuple[float, bytes | Mark]] = deque()  # only its head is taken: none overtakes
@@ -221,6 +222,9 @@ class Lane:
                 item = item[:room_bytes]
         self.delivered_bytes += len(item)
         self.queued_bytes -= len(item)
+        if self.corrupting:
+            self.corrupting = False
+            return b"\xff" * len(item)
         return item
 
     def hold(self, now_s: float, until_s: float) -> None:

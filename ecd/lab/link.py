@@ -1,4 +1,4 @@
-"""The emulated link: a TCP relay on loopback that delays, throttles, stalls, cuts and loses what passes.
+"""The emulated link: a TCP relay on loopback that delays, throttles, stalls, cuts, loses and corrupts.
 
 Owns the listening socket and the timers; what is wrong with the network, and when, is `ecd.lab.lane`'s, and a
 connection's two sockets are `ecd.lab.relay`'s. Nothing here may know what the bytes mean: no frames, no
@@ -46,6 +46,7 @@ class LinkStats:
     down_bytes: int
     down_chunks: int
     swallowed_bytes: int
+    corruptions: int
     queued_bytes: int
 
 
@@ -139,6 +140,12 @@ class EmulatedLink:
         self._held_until_s = max(self._held_until_s, now_s + for_s)
         for lane in self._lanes():
             lane.hold(now_s, self._held_until_s)
+
+    def corrupt(self) -> None:
+        """Overwrite what is delivered next, each way of every open connection, with bytes of 255."""
+        for lane in self._lanes():
+            self._tally["corruptions"] += not lane.corrupting
+            lane.corrupting = True
 
     def black_hole(self) -> None:
         """Swallow everything on open and new connections, closing none, until `restore`."""

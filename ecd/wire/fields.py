@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 from ecd.wire.frames import is_uint, pack_ids, unpack_ids
 
+# What a peer tells of itself is shown to others, in frames and as JSON; encoders have no room for more than
+# some hundred levels.
+MAX_MAP_DEPTH = 16
+
 
 class Codec(NamedTuple):
     """How one field travels: functions of a value and the id width; `decode` raises ValueError."""
@@ -68,6 +72,18 @@ def _uint(bits: int) -> Codec:
     return plain(f"u{bits}", lambda value: is_uint(value, bits))
 
 
+def _nests_beyond(value: Any, depth: int) -> bool:
+    """Whether arrays and maps nest deeper; never recurses itself deeper than that."""
+    match value:
+        case dict():
+            inner = value.values()
+        case list():
+            inner = value
+        case _:
+            return False
+    return not depth or any(_nests_beyond(each, depth - 1) for each in inner)
+
+
 def decode_ids(value: Any, width: int) -> tuple[int, ...]:
     """Packed ids, inside a field of more than ids. Raises ValueError or ProtocolError."""
     need(isinstance(value, bytes))
@@ -77,5 +93,12 @@ def decode_ids(value: Any, width: int) -> tuple[int, ...]:
 U8, U16, U32, U64 = _uint(8), _uint(16), _uint(32), _uint(64)
 TEXT = plain("str", lambda value: isinstance(value, str))
 BYTES = plain("bin", lambda value: isinstance(value, bytes))
-MAP = plain("map", lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value))
+MAP = plain(
+    "map",
+    lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(key, str) for key in value)
+        and not _nests_beyond(value, MAX_MAP_DEPTH)
+    ),
+)
 IDS = Codec("ids", lambda value, width: pack_ids(value, width), decode_ids)

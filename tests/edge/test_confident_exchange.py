@@ -6,18 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_exchange import (
-    AROUND,
-    END,
-    LONG,
-    REQUESTS,
-    VOCABULARY,
-    Circumstances,
-    World,
-    draft_logits,
-    target_logits,
-    target_only,
-)
+from test_exchange import AROUND, LONG, REQUESTS, Circumstances, World
 
 from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.edge.pacing import Objective
@@ -26,6 +15,7 @@ from ecd.edge.threshold import Thresholds
 from ecd.sampling import choose, guess
 from ecd.text import TextStream
 from ecd.wire.messages import Finish, Origin
+from tests.toy import END, VOCABULARY, draft_logits, target_logits, target_only
 
 CONFIDENT = replace(LONG, mode=Mode.CONFIDENT, threshold=0.5, audit_share=1.0, max_tokens=200)
 

@@ -430,6 +430,20 @@ class TestRelay:
             assert time.monotonic() - start_s >= 0.3
             assert bytes(client.received) == b"held"
 
+    async def test_corrupt_overwrites_what_comes_next_each_way_and_nothing_else(self) -> None:
+        async with rig(echo=True) as r:
+            client, server = await r.pair()
+            client.transport.write(b"before")
+            await client.until_bytes(6)
+            r.link.corrupt()
+            assert r.link.stats.corruptions == 2
+            client.transport.write(b"spoilt")
+            await client.until_bytes(12)
+            client.transport.write(b"after")
+            await client.until_bytes(17)
+            assert bytes(server.received) == b"before" + b"\xff" * 6 + b"after"
+            assert bytes(client.received) == bytes(server.received)
+
     async def test_black_hole_swallows_and_both_stay_open(self) -> None:
         async with rig(echo=True) as r:
             client, server = await r.pair()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ecd.errors import Code, ProtocolError
 from ecd.logprobs import TokenLogprobs
+from ecd.wire.fields import MAX_MAP_DEPTH
 from ecd.wire.frames import LENGTH_BYTES, decode_body, encode_frame, pack_ids
 from ecd.wire.messages import (
     BY_TYPE,
@@ -263,3 +264,16 @@ def test_a_position_fits_32_bits_in_alternates_too() -> None:
     array[7] = [[1 << 32, b""]]
     with pytest.raises(ProtocolError, match=r"DRAFT\.alternates"):
         from_fields(array, 2)
+
+
+def test_a_map_nests_no_deeper_than_others_can_be_told_of_it() -> None:
+    value: Any = 1
+    for depth in range(1, MAX_MAP_DEPTH + 2):
+        value = {"x": value} if depth % 2 else [value]
+        told = {"load": value}
+        fields = [Pong.TYPE, 0, 7, told]
+        if depth < MAX_MAP_DEPTH:
+            assert from_fields(fields, 2) == Pong(0, 7, told)
+        else:
+            with pytest.raises(ProtocolError, match=r"PONG\.load is no map"):
+                from_fields(fields, 2)

@@ -1,0 +1,29 @@
+"""What a process holds."""
+
+import os
+from pathlib import Path
+
+from ecd.lab.usage import Usage, early_and_late, usage_of
+
+
+def test_a_reading_sees_memory_and_open_files(tmp_path: Path) -> None:
+    before = usage_of(os.getpid())
+    with (tmp_path / "open").open("w"):
+        held = b"x" * (32 << 20)
+        after = usage_of(os.getpid())
+    assert after.fds == before.fds + 1
+    assert after.rss_bytes >= before.rss_bytes + len(held) // 2
+    assert before.pid == os.getpid()
+
+
+def readings(pid: int, *rss: int) -> list[Usage]:
+    return [Usage(pid, each, 5) for each in rss]
+
+
+def test_memory_is_compared_behind_the_warm_up_of_the_last_process() -> None:
+    grown = readings(1, *[900] * 20) + readings(2, 1, 1, 1, 10, 11, 12, 15, 15, 15, 20, 21, 22)
+    assert early_and_late(grown) == (11, 21)
+
+
+def test_of_a_process_that_was_read_seldom_nothing_is_said() -> None:
+    assert early_and_late(readings(1, *[9] * 20) + readings(2, 1, 2)) is None
