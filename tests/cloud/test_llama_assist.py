@@ -34,6 +34,8 @@ def test_its_cells_are_nearly_those_of_an_edge(draft: LlamaModel, target: LlamaM
     other = [*tokens[:100], tokens[100] + 1, *tokens[101:]]
     assert assist.common(1, other) == 100
     np.testing.assert_array_equal(assist.cells(1, other, 0, 100), parts[0][:100])
+    assert assist.common(1, tokens) == LENGTH
+    assist.cells(1, other, 100, 120)
     assert assist.common(1, tokens) == 100
     assist.close()
     edge.close()
