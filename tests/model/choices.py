@@ -79,7 +79,11 @@ HOSTILE_OPENS = st.builds(
 HOSTILE: st.SearchStrategy[Message] = st.one_of(
     HOSTILE_DRAFTS,
     HOSTILE_OPENS,
-    st.builds(Commit, st.integers(0, 8), st.integers(0, 40), IDS, st.sampled_from(Origin)),
+    st.builds(
+        Commit,
+        *(st.integers(0, 8), st.integers(0, 40), IDS, st.sampled_from(Origin)),
+        *(st.integers(0, 60), st.integers(0, 8)),
+    ),
     st.builds(Tokens, st.integers(0, 8), st.integers(0, 40), IDS, st.just(0), st.just(0), st.just(1)),
     st.builds(Reset, st.integers(0, 8), st.sampled_from(Code), st.just("")),
     st.builds(Goaway, st.just(0), st.sampled_from(Code), st.just("")),
