@@ -21,12 +21,14 @@ from ecd.journal import Journal, Ring
 from ecd.sampling import Rule, Sampling
 from ecd.tracing import GENERATION, SESSION, lines, retrace, tell_trace
 from ecd.wire.messages import Alternate, Draft, Open, Pace, Tokens
-from tests.edge.test_exchange import AROUND, LONG, REQUESTS, VOCABULARY, Circumstances, World
+from tests.edge.test_exchange import AROUND, LONG, REQUESTS, Circumstances, World
+from tests.toy import VOCABULARY
 
 # What machines are asked that changes nothing, or is done to them by their owners' hands.
 READS = {
-    Generation: {"next_timer"},
-    Session: {"of", "ready_at", "hinted", "may_verify"},
+    # Where the edge commits, nothing is noted.
+    Generation: {"next_timer", "audited", "go_on_alone"},
+    Session: {"of", "ready_at", "hinted", "may_verify", "begin"},
 }
 
 
@@ -105,7 +107,7 @@ def changed(trace: str, event: str, change: Any) -> str:
         (0, "receive", lambda entry: entry["args"]["message"].update(base=77)),
         (0, "drafted", lambda entry: entry["args"].update(results=[])),
         (0, "steer", lambda entry: entry["heard"].append(0.5)),
-        (1, "commit", lambda entry: entry["args"]["verdict"].update(tokens=[3, 3, 3])),
+        (1, "judged", lambda entry: entry["args"]["verdict"].update(tokens=[3, 3, 3])),
         (1, "take_hints", lambda entry: entry["outcome"].append({})),
     ],
 )

@@ -435,7 +435,7 @@ class CloudService:
                 # WELCOME does not offer the feature that it belongs to.
                 link.send(Reset(message.stream, Code.BAD_REQUEST, "this cloud takes no KV frames"))
                 if key is not None:
-                    self._forget(key, "the edge sent COMMIT or KV")
+                    self._forget(key, "the edge sent KV")
             case Reset():
                 if key is not None:
                     self._over(key, f"the edge gave it up: {message.message}")
@@ -473,7 +473,7 @@ class CloudService:
             session.take(commit)
         except BadRequest as e:
             link.send(Reset(commit.stream, e.code, str(e)))
-            self._forget(key)
+            self._forget(key, str(e))
         self._changed.set()
 
     def _open(self, link: Link, message: Open) -> None:

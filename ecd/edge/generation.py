@@ -197,7 +197,8 @@ class Generation:
             Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
             for index in range(len(message.ids))
         )
-        if message.cached is not None and (not self.tally.resumed or not self.origins):
+        first = not self.tally.cached_tokens and (not self.tally.resumed or not self.origins)
+        if message.cached is not None and first:
             self.tally.cached_tokens = min(message.cached or 0, len(self.request.prompt))
         for token in message.ids:
             self._switched = self._settle(token) or self._switched

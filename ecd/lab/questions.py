@@ -73,11 +73,12 @@ def real_questions(target: str) -> Sequence[Question]:
             stop=(),
             threads=1,
         )
-        asked = {
+        asked: dict[str, Any] = {
             "prompt": prompt.text,
             "temperature": temperature,
             "seed": REAL_SEED,
             "max_tokens": REAL_TOKENS,
         }
-        found += [Question(repr(prompt.text[:40]), asked | way, tuple(alone.token_ids)) for way in WAYS]
+        ids = tuple(alone.token_ids)
+        found += [Question(repr(prompt.text[:40]), asked | dict(way), ids) for way in WAYS]
     return found

@@ -4,7 +4,7 @@ Owns the plain types, lists, optional values and packed ids. Knows no message: t
 one message has, are in `messages`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -74,6 +74,7 @@ def _uint(bits: int) -> Codec:
 
 def _nests_beyond(value: Any, depth: int) -> bool:
     """Whether arrays and maps nest deeper; never recurses itself deeper than that."""
+    inner: Iterable[Any]
     match value:
         case dict():
             inner = value.values()

@@ -12,7 +12,7 @@ import pytest
 from ecd.config import EdgeConfig, Http
 from ecd.edge import telemetry
 from ecd.edge.http import gateway
-from ecd.edge.run_args import PaceSettings
+from ecd.edge.run_args import AnswerSettings
 from ecd.edge.telemetry import check_spans, spans
 from ecd.errors import Code, ConfigError
 from tests.edge.gateway.instant_cloud import ByteModel, InstantCloud
@@ -85,7 +85,7 @@ async def test_a_collector_gets_a_span_for_each_answer(collector: Collector) -> 
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 8}
     async with (
         spans(config, cloud.service) as around,
-        gateway(config, cloud.service, ByteModel(), PaceSettings(), around) as urls,
+        gateway(config, cloud.service, ByteModel(), AnswerSettings(), around) as urls,
         httpx.AsyncClient(base_url=urls[0]) as client,
     ):
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
