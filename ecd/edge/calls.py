@@ -48,8 +48,8 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
-            "set": self.set,
             "migrate": self.migrate,
+            "set": self.set,
             "drain": self.drain,
         }
 
