@@ -97,7 +97,9 @@ def a_cloud(assist: Assist | None = None, model: str | None = None) -> CloudServ
         ping_interval_s=0.05,
     )
     vocabulary = Vocabulary(1000, frozenset(), lambda token: b"x")
-    return CloudService(Target(), vocabulary, settings, Batcher(Target.capacity, 4, 4), lambda: None, assist=assist)
+    return CloudService(
+        Target(), vocabulary, settings, Batcher(Target.capacity, 4, 4), lambda: None, assist=assist
+    )
 
 
 EDGE = Settings(Role.EDGE, "edge", FINGERPRINT, features=(*FEATURES, PAGES), ping_interval_s=0.05)

@@ -49,8 +49,9 @@ class EdgeCalls:
             "stats": self.stats,
             "sessions": self.sessions,
             "cancel": self.cancel,
-            "set": self.set,
             "migrate": self.migrate,
+            "migrate": self.migrate,
+            "set": self.set,
             "trace": self.trace,
             "drain": self.drain,
         }

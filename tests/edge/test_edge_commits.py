@@ -8,7 +8,7 @@ import pytest
 
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer, Chunk
-from ecd.edge.drafter import DraftTask
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.request import LinkLoss, Mode, Request
 from ecd.edge.results import result_of
@@ -39,6 +39,12 @@ class Sure:
         return [(Guess(token if token < 8 else END, 0.2 if token in (3, 6) else 0.9),)]
 
     def release(self, slot: int) -> None: ...
+
+    def prefill(self, slot: int) -> Prefill:
+        return Prefill()
+
+    def stats(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None: ...
 

@@ -101,10 +101,12 @@ def test_settings_change_for_all_who_hold_them() -> None:
         "ahead_tokens": None,
         "patience_ms": 20.0,
         "hint_tokens": None,
+        "kv_cache": True,
         "link_loss": "wait",
     }
-    settings.change({"patience_ms": None})
+    settings.change({"patience_ms": None, "kv_cache": False})
     assert settings.patience_ms is None
+    assert asked(settings).fresh
 
 
 @pytest.mark.parametrize(
