@@ -50,7 +50,6 @@ class EdgeCalls:
             "sessions": self.sessions,
             "cancel": self.cancel,
             "migrate": self.migrate,
-            "migrate": self.migrate,
             "set": self.set,
             "trace": self.trace,
             "drain": self.drain,

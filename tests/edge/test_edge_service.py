@@ -178,10 +178,11 @@ DELTAS = {"prompt": LONG, "features": ("prefix",)}
 
 
 async def test_the_next_turn_sends_what_is_new() -> None:
-    talk = Talk(**DELTAS)
-    assert (talk.opened.prefix_len, talk.opened.prompt) == (0, LONG)
-    talk.finish(bytes(60))
-    said = (*LONG, *bytes(60))
+    prompt = tuple(range(180))
+    talk = Talk(prompt, ("prefix",))
+    assert (talk.opened.prefix_len, talk.opened.prompt) == (0, prompt)
+    talk.finish(bytes(20))
+    said = (*prompt, *bytes(20))
     second = talk.ask((*said, 7, 8, 9))
     assert second.prefix_len == 192
     assert second.prefix_hash == list(blocks(said))[-1][0]
