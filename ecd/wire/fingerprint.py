@@ -48,7 +48,7 @@ def _is_list_of_ids(value: Any) -> bool:
 class Fingerprint:
     """What must be equal at both ends: `n_vocab`, `vocabulary`, `probes`, and `bos` of `special`.
 
-    n_vocab: one more than the last id that means something: models of one family are padded to different sizes.
+    n_vocab: one more than the last id that means something; models of a family are padded to different sizes.
     vocabulary: hex SHA-256 over the ids that mean something, with their bytes. probes: for each of PROBES,
     the hash of its ids as plain text and with special tokens parsed. `special` has the id that starts every
     prompt (`bos`, None for none) and those that end a text (`end_of_generation`), which are not compared: the
