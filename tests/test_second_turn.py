@@ -130,11 +130,11 @@ def test_stats_of_both_daemons_tell_of_it(edge: DaemonProcess, cloud: DaemonProc
 def test_a_restarted_edge_finds_its_texts_on_the_disk(edge: DaemonProcess, cloud: DaemonProcess) -> None:
     chat = Chat(edge, about("restart"))
     # The draft model is asked, however slow it is; how much it reads meanwhile is its own business.
-    chat.say(QUESTIONS[0], max_tokens=64, **ROUNDS)
+    chat.say(QUESTIONS[0], max_tokens=16, **ROUNDS)
     edge.signal(signal.SIGTERM)
     edge.start()
     edge.wait(lambda status: bool(status["link"]["state"] == "connected"))
-    result = chat.say(QUESTIONS[1], **ROUNDS)
+    result = chat.say(QUESTIONS[1], max_tokens=4, **ROUNDS)
     assert result["stats"]["draft_cached_tokens"] > 64
     # The edge does not know any more what it has sent, and the cloud still has what it has read.
     assert stats_of(result, "prefix_tokens") == (0,)
