@@ -125,7 +125,7 @@ class Edge:
         g = asked.generation
         g.lost()
         asked.engine_losses += code is Code.ENGINE_RESTARTED
-        match asked.reopening.after(code, len(g.committed)):
+        match asked.reopening.after(code, len(g.committed), elsewhere=False):
             case Reopen.NOW:
                 self._open(asked, now)
             case Reopen.LATER:
