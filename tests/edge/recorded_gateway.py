@@ -24,6 +24,8 @@ WORDS = (
     " image . Nothing else has to be looked at , and the empty word counts as one too ."
 )
 PROMPT_TOKENS = 20
+# From here on the answer to "never end" says no more.
+NEVER_ENDS_AT_S = 0.4
 RTT_S, STEP_S, DRAFT_S = 0.04, 0.03, 0.006
 # Of each forward: hints accepted, and those verified. An origin instead: a token without a forward.
 STEPS: tuple[tuple[int, int] | Origin, ...] = (
@@ -120,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append(body)
-        if body["messages"][0]["content"] == "refuse":
+        asked = body["messages"][0]["content"]
+        if asked == "refuse":
             self._json({"error": {"message": "the cloud refuses this edge", "type": "server_error"}}, 503)
             return
         self.send_response(200)
@@ -129,6 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         began = time.monotonic()
         try:
             for at, ecd in chunks(body["ecd"]["draft"]):
+                if asked == "never end" and at > NEVER_ENDS_AT_S:
+                    self.connection.recv(1)  # until the client leaves
+                    return
                 time.sleep(max(0.0, began + at - time.monotonic()))
                 self._event(
                     {"choices": [{"index": 0, "delta": {"content": "".join(ecd["pieces"])}}], "ecd": ecd}

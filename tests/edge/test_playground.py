@@ -179,7 +179,7 @@ def test_compare_asks_twice_and_judges(page: Page, gateway: tuple[str, list[dict
 def test_the_keyboard_is_enough(page: Page) -> None:
     page.get_by_label("Prompt").focus()
     page.keyboard.press("Control+A")
-    page.keyboard.type("typed")
+    page.keyboard.type("never end")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".text span").first).to_be_visible()
     page.keyboard.press("Escape")
