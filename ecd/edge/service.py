@@ -17,6 +17,7 @@ from ecd.edge.answer import Answer, Chunk, EdgeTotals
 from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.drafter import Drafter, DraftTask
 from ecd.edge.generation import Generation, Phase
+from ecd.edge.latency import Latencies
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Pacer
 from ecd.edge.reopening import Reopen
@@ -55,6 +56,7 @@ class EdgeService:
         link_wait_s: float,
     ):
         self.totals = EdgeTotals()
+        self.latencies = Latencies()
         self.answers: dict[int, Answer] = {}
         self.draining = False
         self.cloud_model: dict[str, Any] = {}
@@ -96,15 +98,15 @@ class EdgeService:
             raise LinkError(
                 f"the cloud at {self.uplink.host}:{self.uplink.port} refuses this edge: {self.uplink.refused}"
             )
-        request.sampling.check_vocabulary(self._n_vocab)
-        if not all(0 <= token < self._n_vocab for token in request.prompt):
-            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         room = self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)
         if len(request.prompt) + request.max_tokens > room:
             raise ContextOverflow(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
                 f"cloud's context of {room}; shorten one, or raise context_tokens at the cloud"
             )
+        request.sampling.check_vocabulary(self._n_vocab)
+        if not all(0 <= token < self._n_vocab for token in request.prompt):
+            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         now = monotonic()
         pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
         generation = Generation(request, self.acceptance, pacer)
@@ -121,10 +123,10 @@ class EdgeService:
         return answer
 
     def room_behind(self, prompt_tokens: int) -> int:
-        """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
+        """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot that is half free."""
         cloud = int(self.cloud_limits.get("max_context", MAX_CONTEXT_TOKENS)) - prompt_tokens
         slot = self._drafter.slot_tokens - prompt_tokens
-        return max(1, min(cloud, slot) if slot > 0 else cloud)
+        return max(1, min(cloud, slot) if 2 * slot >= self._drafter.slot_tokens else cloud)
 
     def cancel(self, answer_id: int) -> None:
         """Ends an answer. Raises BadRequest when there is none of that number."""
@@ -395,6 +397,8 @@ class EdgeService:
 
     def _emit(self, answer: Answer, emit: Emit) -> None:
         now = answer.waiting_since = monotonic()
+        waited_s = now - (answer.last_at or answer.started_at)
+        self.latencies.came(len(emit.ids), waited_s, first=answer.first_at is None)
         if answer.first_at is None:
             answer.first_at, answer.first_tokens = now, len(emit.ids)
         answer.last_at = now

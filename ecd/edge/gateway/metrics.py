@@ -5,13 +5,20 @@ Owns the names of the metrics; what is counted already is not counted again.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from time import process_time
 
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ecd.edge.latency import Histogram
 from ecd.edge.service import EdgeService
 
 COUNTERS = {
@@ -41,6 +48,14 @@ class EdgeCollector(Collector):
         service = self._service
         for name, text in COUNTERS.items():
             yield CounterMetricFamily(f"ecd_edge_{name}", text, getattr(service.totals, name))
+        yield _histogram(
+            "time_to_first_token", "From a request to its first tokens.", service.latencies.first_token
+        )
+        yield _histogram(
+            "inter_token",
+            "From a token to the next, 0 for those that come together.",
+            service.latencies.inter_token,
+        )
         link, uplink = service.uplink.link, service.uplink
         bytes_in, bytes_out = uplink.wire_bytes
         wire = CounterMetricFamily("ecd_edge_wire_bytes", "Bytes on the link to the cloud.", labels=["way"])
@@ -54,6 +69,12 @@ class EdgeCollector(Collector):
         rtt_s = link.connection.rtt.smoothed_s if link is not None else None
         if rtt_s is not None:
             yield GaugeMetricFamily("ecd_edge_rtt_seconds", "Smoothed round-trip time of the link.", rtt_s)
+
+
+def _histogram(name: str, text: str, seen: Histogram) -> HistogramMetricFamily:
+    bounds = [*map(str, seen.bounds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(seen.counts), strict=True))
+    return HistogramMetricFamily(f"ecd_edge_{name}_seconds", text, buckets, seen.sum_s)
 
 
 @dataclass(frozen=True, slots=True)
