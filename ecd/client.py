@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,9 @@ from ecd.config import default_socket
 from ecd.control import MAX_ITEMS, READ_BYTES, ControlType
 from ecd.errors import Code, DaemonError, ProtocolError, RemoteError
 from ecd.wire.frames import FrameReader, encode_frame
+
+# A text, token ids, or the messages of a conversation.
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
 
 def _unreachable(path: Path, reason: OSError) -> DaemonError:
@@ -77,7 +80,7 @@ class Client:
         frames = [fields async for _, fields in self._frames(verb, args)]
         return frames[-1]
 
-    async def stream(self, prompt: str | list[dict[str, str]], **args: Any) -> AsyncGenerator[dict[str, Any]]:
+    async def stream(self, prompt: Prompt, **args: Any) -> AsyncGenerator[dict[str, Any]]:
         """Events of one answer (`event`: `started`, `text`), at last the result with `event: "done"`.
 
         Leaving the iteration early cancels the answer. Arguments as of `run` in docs/PROTOCOL.md.
@@ -157,7 +160,7 @@ class BlockingClient:
                 on_event(result)
         return result
 
-    def stream(self, prompt: str | list[dict[str, str]], **args: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, prompt: Prompt, **args: Any) -> Iterator[dict[str, Any]]:
         """As `Client.stream`."""
         for done, fields in self._frames("run", {"prompt": prompt, **args}):
             yield {"event": "done", **fields} if done else fields

@@ -66,6 +66,8 @@ Address = Annotated[str, AfterValidator(_address)]
 # What an HTTP header can carry.
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
 Weight = Annotated[float, Field(gt=0, le=1000)]
+# A name or an address as the Host header has it, but for the port.
+HostName = Annotated[str, Field(pattern=r"^([\w.-]+|\[[0-9A-Fa-f:.]+\])$")]
 PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
 # A confidence from which on the edge commits by itself, the agreement that one is found for, and a share.
 Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"]
@@ -238,7 +240,8 @@ class CloudConfig(Daemon):
 class Http(BaseModel):
     """The edge's HTTP API: where it listens, over TCP and at a Unix socket, and who may use it.
 
-    With `api_keys` a program must show one of them. Pages of `cors_origins` may use it from a browser.
+    With `api_keys` a program must show one of them. Pages of `cors_origins` may use it from a browser. Where
+    only this machine can reach `listen`, requests must name a loopback host or one of `allowed_hosts`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -247,6 +250,7 @@ class Http(BaseModel):
     socket: Path | None = None
     api_keys: list[ApiKey] = Field(default_factory=list)
     cors_origins: list[str] = Field(default_factory=list)
+    allowed_hosts: list[HostName] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check(self) -> "Http":

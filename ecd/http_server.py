@@ -22,6 +22,8 @@ from ecd.errors import DaemonError
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+# Of a request's line and headers while they are read.
+PARSED_HEAD_BYTES = 64 << 10
 # Answers have ended by then; what is left is to write what they said.
 LAST_WRITES_S = 2
 
@@ -37,6 +39,9 @@ async def http_server(
     with _listening(listen, unix, flag) as (sockets, urls):
         settings = uvicorn.Config(
             app,
+            # The parser that has a limit for heads; beyond it, it answers 400 and closes.
+            http="h11",
+            h11_max_incomplete_event_size=PARSED_HEAD_BYTES,
             lifespan="off",
             ws="none",
             log_config=None,

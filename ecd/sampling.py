@@ -17,6 +17,9 @@ from ecd.errors import BadRequest
 
 Logits = NDArray[np.float32]
 
+# As many as an array of a frame has room for: a longer one would cost its sender the connection.
+MAX_BIASES = 4096
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -64,6 +67,8 @@ class Sampling:
         _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        if len(self.logit_bias) > MAX_BIASES:
+            raise BadRequest(f"logit_bias: {len(self.logit_bias)} tokens are more than {MAX_BIASES}")
         for token, bias in self.logit_bias:
             _within("logit_bias token id", token, 0, (1 << 24) - 1)
             _within("logit_bias", bias, -1000.0, 1000.0)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -15,19 +14,13 @@ import httpx
 import openai
 import pytest
 
-from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
+from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge, url_of
 
 PROMPT = "Write a Python function that merges two sorted lists."
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 MODEL, DRAFT = "smollm2-135m", "smollm2-135m-draft"
 # A client that goes away has its session cancelled within this time.
 GONE_S = 1.0
-
-
-def url_of(edge: DaemonProcess) -> str:
-    """Where its gateway listens, as it logs when it is ready."""
-    (url,) = re.findall(r"ready: .* HTTP (http://\S+)", edge.log.read_text())
-    return str(url)
 
 
 @pytest.fixture(scope="module")

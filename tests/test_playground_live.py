@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 from ecd.lab.rig import Daemons, running_rig
 from ecd.lab.runs import Campaign
 from ecd.lab.shipped import find_file
-from ecd.lab.system import REPLAY, DaemonProcess
+from ecd.lab.system import REPLAY, DaemonProcess, url_of
 from ecd.lab.trace import load_trace
 
 RTT_MS = 40.0
@@ -77,10 +77,8 @@ def playground(
     **looks: Any,
 ) -> Page:
     """The page of this edge, filled in. `looks`: settings of the browser's context."""
-    found = re.search(r"HTTP (http://[^\s,]+)", edge.log.read_text())
-    assert found is not None
     context = browser.new_context(viewport=ViewportSize(width=width, height=900), **looks)
-    page = opened(context, found[1], complaints)
+    page = opened(context, url_of(edge), complaints)
     page.get_by_text("Settings").click()
     page.get_by_label("Max tokens").fill(str(MAX_TOKENS))
     page.get_by_label("Prompt").fill(prompt)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ecd.errors import BadRequest
 from ecd.sampling import (
+    MAX_BIASES,
     MAX_Q_TOKENS,
     DraftDistribution,
     Hint,
@@ -39,6 +40,7 @@ from ecd.sampling import (
     uniforms,
     verify,
 )
+from ecd.wire.frames import FrameReader, encode_frame
 
 Floats = NDArray[np.float64]
 
@@ -291,6 +293,16 @@ def test_a_bias_outside_the_vocabulary_is_refused() -> None:
     sampling.check_vocabulary(3)
     with pytest.raises(BadRequest, match="token id 2 is not in the vocabulary of 2"):
         sampling.check_vocabulary(2)
+
+
+def test_more_biases_than_a_frame_can_carry_are_refused() -> None:
+    most = [(token, 1.0) for token in range(MAX_BIASES)]
+    sampling = Sampling(logit_bias=tuple(most))
+    # The link would be closed for all answers on it.
+    (_, _, told), _ = next(FrameReader().feed(encode_frame([1, 1, sampling.to_map()])))
+    assert Sampling.from_map(told) == sampling
+    with pytest.raises(BadRequest, match="logit_bias: 4097 tokens are more than 4096"):
+        Sampling(logit_bias=(*most, (0, 1.0)))
 
 
 def test_a_nucleus_wider_than_the_quick_search_is_whole() -> None:

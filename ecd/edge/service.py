@@ -135,9 +135,6 @@ class EdgeService:
         alone = request.mode is Mode.EDGE_ONLY
         if self.uplinks.refused and not alone:
             raise LinkError(self.uplinks.refused)
-        request.sampling.check_vocabulary(self._n_vocab)
-        if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
-            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         whose = "edge" if alone else "cloud"
         room = self._drafter.slot_tokens if alone else self.max_context or MAX_CONTEXT_TOKENS
         if len(request.prompt) + request.max_tokens > room:
@@ -145,6 +142,9 @@ class EdgeService:
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} do not fit the "
                 f"{whose}'s context of {room}; shorten one, or raise context_tokens at the {whose}"
             )
+        request.sampling.check_vocabulary(self._n_vocab)
+        if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
+            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
         slot = self._slot_for(request)
         now = monotonic()
         number = next(self._ids)
@@ -193,10 +193,10 @@ class EdgeService:
         return None
 
     def room_behind(self, prompt_tokens: int) -> int:
-        """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot if the prompt does."""
+        """Tokens that fit behind such a prompt: at the cloud, and in a drafting slot that is half free."""
         cloud = (self.max_context or MAX_CONTEXT_TOKENS) - prompt_tokens
         slot = self._drafter.slot_tokens - prompt_tokens
-        return max(1, min(cloud, slot) if slot > 0 else cloud)
+        return max(1, min(cloud, slot) if 2 * slot >= self._drafter.slot_tokens else cloud)
 
     def cancel(self, answer_id: int) -> None:
         """Ends an answer. Raises BadRequest when there is none of that number."""

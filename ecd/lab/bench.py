@@ -16,6 +16,7 @@ import click
 
 from ecd.lab.assist import assist
 from ecd.lab.capacity import capacity
+from ecd.lab.gateway import gateway
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.options import (
     FILE,
@@ -56,6 +57,7 @@ bench.add_command(capacity)
 bench.add_command(peers)
 bench.add_command(serving)
 bench.add_command(assist)
+bench.add_command(gateway)
 
 
 def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple[Mode, ...]:

@@ -4,12 +4,11 @@ Owns how vLLM's server is started and how each one's stream is read. Who is aske
 is not its business. Answers are greedy, and end where the model ends them.
 """
 
-import asyncio
 import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any, Protocol
 from ecd.client import Client
 from ecd.errors import DaemonError
 from ecd.lab.contenders import Question, Reply, free_port, running_program
+from ecd.lab.events import events_of
 from ecd.lab.runs import Reception
-
-EVENT = b"data: {"
 
 
 class Server(Protocol):
@@ -87,57 +85,20 @@ class VllmServer:
         }
         reception, ids, started_s = Reception(), list[int](), time.perf_counter()
         try:
-            async with aclosing(_events(self.port, "/v1/completions", body)) as events:
+            async with aclosing(events_of("vLLM's server", self.port, "/v1/completions", body)) as events:
                 async for event in events:
                     tokens = tokens_of(event)
                     if tokens:
                         reception.text(time.perf_counter() - started_s, len(tokens))
                         ids += tokens
         except (OSError, EOFError) as e:
-            raise DaemonError(f"vLLM's server broke off an answer: {e or type(e).__name__}") from e
+            raise DaemonError(f"vLLM's server broke off an answer: {str(e) or type(e).__name__}") from e
         return Reply(tuple(ids), reception)
 
 
 def tokens_of(event: Mapping[str, Any]) -> list[int]:
-    """The token ids in an event of a stream of completions. Raises DaemonError for an event with an error."""
-    if "error" in event:
-        raise DaemonError(f"vLLM's server could not answer: {event['error']}")
+    """The token ids in an event of a stream of completions."""
     return [token for choice in event["choices"] for token in choice["token_ids"] or ()]
-
-
-async def _events(port: int, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-    """The JSON events with which a server on loopback answers a POST, one connection for each.
-
-    Raises DaemonError with what it says when that is a refusal, OSError or EOFError when it breaks off.
-    """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        writer.write(head.encode() + content)
-        status = await reader.readline()
-        while (await reader.readline()).strip():
-            pass
-        if b" 200 " not in status:
-            said = (await reader.read()).decode(errors="replace")
-            raise DaemonError(f"vLLM's server refuses the request: {status.decode().strip()}: {said}")
-        async with aclosing(_lines(reader)) as lines:
-            async for line in lines:
-                if line.startswith(EVENT):
-                    yield json.loads(line.removeprefix(b"data: "))
-    finally:
-        writer.close()
-
-
-async def _lines(reader: asyncio.StreamReader) -> AsyncGenerator[bytes]:
-    """Lines of a body that comes in chunks (RFC 9112, section 7.1), wherever the chunks are cut."""
-    rest = b""
-    while size := int(await reader.readuntil(), 16):
-        *lines, rest = (rest + await reader.readexactly(size)).split(b"\n")
-        await reader.readuntil()
-        for line in lines:
-            yield line
 
 
 def engine_flags(engine_args: Mapping[str, Any]) -> list[str]:

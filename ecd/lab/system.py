@@ -4,6 +4,7 @@ Owns starting, waiting, killing and stopping them. What is asked of them goes th
 """
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -159,3 +160,11 @@ def slowed(daemon: DaemonProcess, share: float) -> Iterator[None]:
 def address_of(cloud: DaemonProcess) -> str:
     """Where a running cloud listens."""
     return str(cloud.call("status")["listen"])
+
+
+def url_of(edge: DaemonProcess) -> str:
+    """Where a running edge serves HTTP, as it logs when it is ready. Raises DaemonError when it does not."""
+    found = re.findall(r"ready: .* HTTP (http://[^\s,]+)", edge.log.read_text())
+    if not found:
+        raise DaemonError(f"the edge that logs to {edge.log} serves no HTTP; start it with --http")
+    return str(found[-1])

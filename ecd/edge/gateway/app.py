@@ -5,15 +5,13 @@ Owns what lies where. What requests mean is `asking`'s, how they are answered `s
 
 import time
 import uuid
-from typing import TypeVar
 
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -22,7 +20,9 @@ from ecd.config import Http
 from ecd.daemon import Model
 from ecd.edge.gateway.asking import Terms, chat_choices, completion_choices, text_of
 from ecd.edge.gateway.auth import KeyCheck
+from ecd.edge.gateway.bodies import done_with, read_body
 from ecd.edge.gateway.errors import INTERNAL, Refused, error_object, error_payload, status_of
+from ecd.edge.gateway.head import HeadCheck, hosts_to_name
 from ecd.edge.gateway.metrics import Metrics, RequestCount
 from ecd.edge.gateway.openapi import document
 from ecd.edge.gateway.replies import CHAT, COMPLETION, Dialect, Head
@@ -32,7 +32,6 @@ from ecd.edge.gateway.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    parsed,
 )
 from ecd.edge.gateway.serving import Answering
 from ecd.edge.playground import page
@@ -41,10 +40,6 @@ from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import EcdError, LinkError
 from ecd.prompt import prompt_tokens
-
-MAX_BODY_BYTES = 8 << 20
-
-B = TypeVar("B", bound=BaseModel)
 
 
 class Gateway:
@@ -79,15 +74,19 @@ class Gateway:
             Route("/openapi.json", self._show_document),
             Route("/", self._show_page),
         ]
-        middleware = [Middleware(RequestCount, metrics=self._metrics, paths={each.path for each in routes})]
+        middleware = [
+            Middleware(RequestCount, metrics=self._metrics, paths={each.path for each in routes}),
+            Middleware(HeadCheck, hosts=hosts_to_name(self._http)),
+        ]
         if self._http.cors_origins:
-            # In front of the keys: a browser asks whether it may, without one.
+            # In front of the keys: a browser asks whether it may, without one. OpenAI's package for browsers
+            # sends headers of its own.
             middleware.append(
                 Middleware(
                     CORSMiddleware,
                     allow_origins=self._http.cors_origins,
                     allow_methods=["GET", "POST"],
-                    allow_headers=["authorization", "content-type"],
+                    allow_headers=["*"],
                 )
             )
         if self._http.api_keys:
@@ -95,15 +94,20 @@ class Gateway:
         return Starlette(
             routes=routes,
             middleware=middleware,
-            exception_handlers={EcdError: _on_error, HTTPException: _on_http, Exception: _on_failure},
+            exception_handlers={
+                EcdError: _on_error,
+                HTTPException: _on_http,
+                ClientDisconnect: _on_disconnect,
+                Exception: _on_failure,
+            },
         )
 
     # -- answers
 
     async def _chat(self, http: Request) -> Answering:
-        asked = await _body(http, ChatRequest)
+        asked, size = await read_body(http, ChatRequest)
         self._check_model(asked.model)
-        choices = chat_choices(asked, self._terms())
+        choices = await done_with(size, chat_choices, asked, self._terms())
         return Answering(
             self._service,
             self._model,
@@ -115,9 +119,9 @@ class Gateway:
         )
 
     async def _completions(self, http: Request) -> Answering:
-        asked = await _body(http, CompletionRequest)
+        asked, size = await read_body(http, CompletionRequest)
         self._check_model(asked.model)
-        choices = completion_choices(asked, self._terms())
+        choices = await done_with(size, completion_choices, asked, self._terms())
         return Answering(
             self._service,
             self._model,
@@ -178,22 +182,24 @@ class Gateway:
         }
 
     async def _tokenize(self, http: Request) -> JSONResponse:
-        asked = await _body(http, TokenizeRequest)
+        asked, size = await read_body(http, TokenizeRequest)
         self._check_model(asked.model)
-        if asked.prompt is not None:
-            ids = self._model.tokenize(asked.prompt, add_bos=asked.add_special_tokens, parse_special=True)
-        else:
-            messages = [message.to_map() for message in asked.messages or ()]
-            ids = list(prompt_tokens(self._model, messages, chat=True))
+        ids = await done_with(size, self._ids, asked)
         limit = self._service.max_context
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
+    def _ids(self, asked: TokenizeRequest) -> list[int]:
+        if asked.prompt is not None:
+            return self._model.tokenize(asked.prompt, add_bos=asked.add_special_tokens, parse_special=True)
+        messages = [message.to_map() for message in asked.messages or ()]
+        return list(prompt_tokens(self._model, messages, chat=True))
+
     async def _detokenize(self, http: Request) -> JSONResponse:
-        asked = await _body(http, DetokenizeRequest)
+        asked, size = await read_body(http, DetokenizeRequest)
         self._check_model(asked.model)
         if any(token >= self._model.n_vocab for token in asked.tokens):
             raise Refused(f"tokens: an id is not in the vocabulary of {self._model.n_vocab}", param="tokens")
-        return JSONResponse({"prompt": text_of(asked.tokens, self._model)})
+        return JSONResponse({"prompt": await done_with(size, text_of, asked.tokens, self._model)})
 
     # -- about this server
 
@@ -232,19 +238,6 @@ def _wants_usage(asked: Asked) -> bool:
     return asked.stream_options is not None and bool(asked.stream_options.include_usage)
 
 
-async def _body(http: Request, kind: type[B]) -> B:
-    """The JSON body. Raises Refused, also for content types that any web page may send here unasked."""
-    given = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":
-        raise Refused(f"content-type must be application/json, not {given!r:.80}", status=415)
-    body = bytearray()
-    async for piece in http.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(f"the body is longer than {MAX_BODY_BYTES} bytes", status=413)
-    return parsed(kind, bytes(body))
-
-
 async def _on_error(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, EcdError)
     return JSONResponse(error_payload(error), status_of(error))
@@ -257,6 +250,11 @@ async def _on_http(http: Request, error: Exception) -> JSONResponse:
         error.status_code,
         error.headers,
     )
+
+
+async def _on_disconnect(http: Request, error: Exception) -> Response:
+    # Before its body was complete. Nobody reads this, and it is no failure of ours to be logged.
+    return Response(status_code=400)
 
 
 async def _on_failure(http: Request, error: Exception) -> JSONResponse:

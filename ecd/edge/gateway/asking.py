@@ -83,7 +83,7 @@ def _request(asked: Asked, terms: Terms, **args: Any) -> Request:
     if asked.ignore_eos:
         biases += [(token, NEVER) for token in sorted(terms.ends)]
     given: dict[str, Any] = {
-        "seed": asked.seed,
+        "seed": None if asked.seed is None else asked.seed & MAX_U64,
         "temperature": asked.temperature,
         "top_k": None if asked.top_k == -1 else asked.top_k,
         "top_p": asked.top_p,

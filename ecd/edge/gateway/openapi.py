@@ -24,10 +24,13 @@ _SAID = {
     404: "There is no such model.",
     413: "The body is too long.",
     415: "The body is not JSON.",
+    421: "The Host header names another server.",
     429: "The cloud has no room now.",
+    431: "The headers are too long.",
     500: "The engine failed.",
     503: "There is no link to a cloud that takes prompts, or the answer was cancelled.",
 }
+_OF_ALL = (421, 431)
 _OF_ANSWERS = (400, 404, 413, 415, 429, 500, 503)
 _OF_TOKENS = (400, 404, 413, 415)
 
@@ -95,7 +98,7 @@ def _operation(
     operation: dict[str, Any] = {
         "summary": said,
         "responses": {"200": {"description": "Done.", "content": content}}
-        | {str(status): _failure(status) for status in failures},
+        | {str(status): _failure(status) for status in (*failures, *_OF_ALL)},
     }
     if body is not None:
         operation["requestBody"] = {"required": True, "content": _body_of(body)}

@@ -14,6 +14,7 @@ from ecd.edge.gateway.errors import Refused
 from ecd.edge.pacing import Objective
 from ecd.edge.request import LinkLoss
 from ecd.logprobs import MAX_TOP
+from ecd.sampling import MAX_BIASES
 from ecd.text import MAX_STOP_CHARACTERS, MAX_STOPS
 
 # Answers that one HTTP request may start.
@@ -22,8 +23,12 @@ MAX_U64 = (1 << 64) - 1
 MAX_ID = (1 << 24) - 1
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_ID)]
+# Fail fast: an error for each of the millions of elements that a body has room for would take many seconds.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 MaxTokens = Annotated[int, Field(ge=1, le=1 << 20)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,8}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 # Only null: the parameter is OpenAI's, and nothing here does what it asks for.
 Unsupported = Annotated[None, Field(description="not supported")]
@@ -61,7 +66,10 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What both kinds of request have; null is the default. top_k 0 and -1 are off."""
+    """What both kinds of request have; null is the default. top_k 0 and -1 are off.
+
+    Seeds are modulo 2^64: OpenAI's may be negative.
+    """
 
     model_config = _STRICT
 
@@ -69,7 +77,7 @@ class Asked(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_U64)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=MAX_U64)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_ID)] | None = None
@@ -77,10 +85,8 @@ class Asked(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     max_tokens: MaxTokens | None = None
     ignore_eos: bool | None = None
     user: str | None = None
@@ -113,7 +119,7 @@ class Message(BaseModel):
     model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: Unsupported = None
     refusal: Unsupported = None
     audio: Unsupported = None
@@ -127,6 +133,9 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
 class TextFormat(BaseModel):
     """The only format there is."""
 
@@ -138,7 +147,7 @@ class TextFormat(BaseModel):
 class ChatRequest(Asked):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
@@ -175,11 +184,9 @@ class CompletionRequest(Asked):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)
-        ]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
     )
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
@@ -211,7 +218,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -227,7 +234,7 @@ class DetokenizeRequest(BaseModel):
     model_config = _STRICT
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 R = TypeVar("R", bound=BaseModel)

@@ -81,7 +81,8 @@ class Answering:
         try:
             results = await _all_of([self._tell(answer, reply, events) for answer, reply in asked])
             if self.include_usage:
-                await events.send(self.head.chunk([], usage=usage(results, self.prompts)))
+                ecd = summary(results, tokens=False)
+                await events.send(self.head.chunk([], usage=usage(results, self.prompts), ecd=ecd))
         except EcdError as e:
             if not events.begun:
                 raise

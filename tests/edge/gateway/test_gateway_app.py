@@ -91,6 +91,8 @@ async def test_a_stream_has_every_token_and_its_origin(client: httpx.AsyncClient
     assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
     assert last["ecd"]["origin_counts"] == {"target": 3}
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
+    # Whichever chunk is the last one tells what the answer took.
+    assert usage["ecd"]["origin_counts"] == {"target": 3}
     assert len({event["id"] for event in (*pieces, last, usage)}) == 1
 
 
@@ -104,7 +106,7 @@ async def test_a_timeline_comes_with_the_chunks_when_it_is_asked_for(client: htt
 async def test_choices_of_several_prompts_are_numbered_and_echoed(
     client: httpx.AsyncClient, cloud: InstantCloud
 ) -> None:
-    asked = {"prompt": [[65, 66], [67]], "n": 2, "seed": (1 << 64) - 1, "echo": True, "best_of": 2}
+    asked = {"prompt": [[65, 66], [67]], "n": 2, "seed": -1, "echo": True, "best_of": 2}
     body = (await client.post(COMPLETIONS_PATH, json=asked)).json()
     assert [(c["index"], c["text"]) for c in body["choices"]] == [
         (0, "ABhi"),
@@ -148,6 +150,18 @@ async def test_logprobs_in_both_shapes(client: httpx.AsyncClient, stream: bool) 
     assert told["token_logprobs"] == [-0.5] * 3
     assert told["top_logprobs"][1] == {"i": -0.5, "A": -1.5}
     assert told["text_offset"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "room"), [(1000, 3096), (2048, 2048), (2049, 32768 - 2049), (5000, 27768)]
+)
+async def test_an_answer_may_fill_what_can_be_drafted_unless_that_is_little(
+    client: httpx.AsyncClient, cloud: InstantCloud, prompt: int, room: int
+) -> None:
+    cloud.service.cloud_limits = {"max_context": 32768}
+    messages = [{"role": "user", "content": "x" * (prompt - len("user:;"))}]
+    assert (await client.post(CHAT_PATH, json={"messages": messages})).status_code == 200
+    assert (len(cloud.opened[0].prompt), cloud.opened[0].max_tokens) == (prompt, room)
 
 
 async def test_ignore_eos_makes_the_ends_of_text_impossible(
@@ -267,7 +281,11 @@ async def test_keys_guard_all_but_what_shows_nothing(cloud: InstantCloud) -> Non
 
 
 async def test_other_origins_may_only_if_they_are_named(cloud: InstantCloud) -> None:
-    asks = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    asks = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
     async with serving(cloud) as url, httpx.AsyncClient(base_url=url) as client:
         reply = await client.options(CHAT_PATH, headers=asks)
         assert "access-control-allow-origin" not in reply.headers
@@ -276,6 +294,7 @@ async def test_other_origins_may_only_if_they_are_named(cloud: InstantCloud) -> 
         httpx.AsyncClient(base_url=url) as client,
     ):
         reply = await client.options(CHAT_PATH, headers=asks)
+        assert reply.status_code == 200
         assert reply.headers["access-control-allow-origin"] == "https://app.example"
         reply = await client.options(CHAT_PATH, headers=asks | {"origin": "https://other.example"})
         assert "access-control-allow-origin" not in reply.headers

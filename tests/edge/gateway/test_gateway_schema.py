@@ -1,6 +1,7 @@
 """What is let through, and how the rest is refused: by name, whatever is wrong."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def test_null_is_every_parameter_s_default(name: str) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format.type", "not 'json_object'"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"logit_bias": {"1": 200}}, "logit_bias.1", "less than or equal to 100"),
+        ({"logit_bias": dict.fromkeys(range(5000), 1)}, "logit_bias", "at most 4096"),
         ({"stop": ["a", ""]}, "stop.1", "at least 1 character"),
         ({"n": 1.5}, "n", "valid integer"),
         ({"ecd": {"mod": "exact"}}, "ecd.mod", "not a parameter known here"),
@@ -81,6 +83,25 @@ def test_an_unknown_parameter_is_named_whatever_its_name_is(name: str) -> None:
     except UnicodeEncodeError:
         return
     assert (error.param, error.error_code) == (name, "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": [-1] * 400_000},
+        {"prompt": [[-1]] * 400_000},
+        {"prompt": [[-1] * 400_000]},
+        {"prompt": [None] * 400_000},
+        {"prompt": "x", "stop": [0] * 400_000},
+    ],
+)
+def test_much_that_is_wrong_is_refused_as_quickly_as_little(asked: dict[str, Any]) -> None:
+    """All answers stand still meanwhile. With an error for each element it was three seconds and more."""
+    body = json.dumps(asked).encode()
+    start = time.process_time()
+    with pytest.raises(Refused):
+        parsed(CompletionRequest, body)
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"prompt":"\\ud800"}', b'{"prompt":"\xff"}'])

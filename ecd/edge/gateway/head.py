@@ -1,0 +1,63 @@
+"""What a request's head must be like before anything else looks at it: its length, and the host it names.
+
+A page on the web can have its own name resolve to this machine (DNS rebinding). A browser then takes what it
+asks here for the page's own business and lets it read the answers; but the Host header has the page's name.
+"""
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ecd.config import Http, is_loopback, split_address
+from ecd.edge.gateway.errors import error_object
+
+MAX_HEAD_BYTES = 16 << 10
+
+
+class HeadCheck:
+    """Answers 431 to headers that are too long and 421 to a wrong host; ASGI middleware.
+
+    `hosts`: names allowed besides those of loopback, in lower case; None where any is. What comes through a
+    Unix socket may name any host: browsers cannot reach it.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None):
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands on to the application, or answers in its place."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        head_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        if head_bytes + len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD_BYTES:
+            return JSONResponse(error_object(431, f"the headers are longer than {MAX_HEAD_BYTES} bytes"), 431)
+        host = host_of(Headers(scope=scope).get("host", ""))
+        if self._hosts is None or _through_unix_socket(scope) or is_loopback(host) or host in self._hosts:
+            return None
+        message = (
+            f"this server is not {host!r:.80}; if that name is meant for it, add it to http.allowed_hosts"
+        )
+        return JSONResponse(error_object(421, message, code="wrong_host"), 421)
+
+
+def hosts_to_name(http: Http) -> Collection[str] | None:
+    """The `hosts` for these settings: any where other machines can reach it, for there keys are required."""
+    if http.listen is None or not is_loopback(split_address(http.listen)[0]):
+        return None
+    return frozenset(host.strip("[]").lower() for host in http.allowed_hosts)
+
+
+def host_of(header: str) -> str:
+    """The host in a Host header: without the port, an IPv6 address without its brackets, in lower case."""
+    host, _, port = header.rpartition(":")
+    return (host if port.isdigit() else header).strip("[]").lower()
+
+
+def _through_unix_socket(scope: Scope) -> bool:
+    server = scope["server"]
+    return server is not None and server[1] is None
