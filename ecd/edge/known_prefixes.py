@@ -1,14 +1,18 @@
-"""Which beginnings of prompts the cloud was sent before, and need not be sent again.
+"""Which beginnings of prompts each cloud was sent before, and need not be sent again.
 
 Pure; knows hashes, not texts. It may be wrong: the cloud forgets, and says so.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
 
 MAX_HASHES = 1 << 16
+
+Cloud = TypeVar("Cloud", bound=Hashable)
 
 
 class KnownPrefixes:
@@ -39,3 +43,14 @@ class KnownPrefixes:
     def forget(self) -> None:
         """The cloud has none of it any more."""
         self._hashes.clear()
+
+
+class CloudPrefixes(Generic[Cloud]):
+    """What each cloud has got; they know nothing of each other's."""
+
+    def __init__(self) -> None:
+        self._own: WeakKeyDictionary[Cloud, KnownPrefixes] = WeakKeyDictionary()
+
+    def at(self, cloud: Cloud) -> KnownPrefixes:
+        """What one cloud has got."""
+        return self._own.setdefault(cloud, KnownPrefixes())

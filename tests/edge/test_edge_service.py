@@ -268,13 +268,13 @@ class TwoClouds(Talk):
         for uplink in self.uplinks:
             connect(self.uplinks, uplink, self.links[uplink])
         self.answer = self.service.start(Request(PROMPT, Sampling(), 20))
-        if self.answer.uplink is self.there:
+        if self.answer.cloud is self.there:
             self.here, self.there = self.there, self.here
         self.uplink, self.wire = self.here, self.links[self.here]
 
     def now_there(self) -> Open:
         """The answer was opened at the other cloud; from now on that is where tokens come from."""
-        assert self.answer.uplink is self.there
+        assert self.answer.cloud is self.there
         (opening,) = self.links[self.there].sent
         assert isinstance(opening, Open)
         self.uplink = self.there
@@ -351,7 +351,7 @@ async def test_each_answer_has_the_round_trip_of_its_own_cloud() -> None:
     talk.links[talk.here].connection.rtt.sample(0.01)
     talk.links[talk.there].connection.rtt.sample(0.012)
     second = talk.service.start(Request(PROMPT, Sampling(), 20))
-    assert second.uplink is talk.there
+    assert second.cloud is talk.there
     assert (talk.answer.rtt_ms, second.rtt_ms) == (None, 12.0)
     talk.tokens(b"a", logprobs=None)
     assert talk.service.meter.rtt_s == 0.01
@@ -362,7 +362,7 @@ async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
     connect(talk.uplinks, talk.here, talk.links[talk.here], max_context=30)
     connect(talk.uplinks, talk.there, talk.links[talk.there], max_context=50)
     for _ in range(3):
-        assert talk.service.start(Request(PROMPT, Sampling(), 48)).uplink is talk.there
+        assert talk.service.start(Request(PROMPT, Sampling(), 48)).cloud is talk.there
     with pytest.raises(ContextOverflow, match="cloud's context of 50"):
         talk.service.start(Request(PROMPT, Sampling(), 49))
 
@@ -439,7 +439,7 @@ async def test_what_degrades_goes_on_from_the_draft_and_back_at_the_cloud() -> N
     service, uplinks = without_a_cloud(LinkLoss.DEGRADE, drafter=Counting())
     (uplink,) = uplinks
     answer = service.start(Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.DEGRADE))
-    jobs = [asyncio.create_task(job()) for job in (service.tend_forever, service.draft_forever)]
+    jobs = [asyncio.create_task(job()) for job in (service.tend_forever, service.drafting.forever)]
     async with asyncio.timeout(5):
         ids: tuple[int, ...] = ()
         while len(ids) < 7:
