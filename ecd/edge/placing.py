@@ -94,7 +94,9 @@ class Placing:
             self._running.end(answer, e)
 
     def _choose(self, answer: Answer) -> Uplink | None:
-        return self.uplinks.choose(answer.generation.request.tokens)
+        request = answer.generation.request
+        several = len(self.uplinks) > 1 and not request.fresh
+        return self.uplinks.choose(request.tokens, self._prefixes.shares(request.prompt) if several else None)
 
     def without_cloud(self, answer: Answer, error: EcdError) -> None:
         """No cloud takes the answer now; some requests end by that."""

@@ -260,14 +260,14 @@ async def test_what_the_cloud_had_is_told_and_never_more_than_there_is() -> None
 class TwoClouds(Talk):
     """The answer runs at `here`; there is another cloud."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: tuple[int, ...] = PROMPT) -> None:
         self.service = service_of_bytes()
         self.uplinks = attach(self.service, Place("here", 1), Place("there", 1))
         self.here, self.there = self.uplinks
         self.links = {uplink: MadeUpLink() for uplink in self.uplinks}
         for uplink in self.uplinks:
             connect(self.uplinks, uplink, self.links[uplink])
-        self.answer = self.service.start(Request(PROMPT, Sampling(), 20))
+        self.answer = self.service.start(Request(prompt, Sampling(), 20))
         if self.answer.cloud is self.there:
             self.here, self.there = self.there, self.here
         self.uplink, self.wire = self.here, self.links[self.here]
@@ -294,6 +294,22 @@ async def test_an_answer_goes_on_at_another_cloud_when_its_own_dies() -> None:
     assert talk.now_there().committed == tuple(b"ab")
     talk.tokens(b"c", Finish.LENGTH, logprobs=None)
     assert said(talk) == b"abc"
+
+
+async def test_a_second_turn_goes_to_the_cloud_that_has_the_first_one() -> None:
+    talk = TwoClouds(LONG)
+    talk.tokens(b"ab", Finish.STOP, logprobs=None)
+    prompt = (*LONG, *b"ab", 7)
+    here, there = (talk.uplinks.fleet.members[uplink.key] for uplink in (talk.here, talk.there))
+    for _ in range(9):
+        # As after a PONG.
+        here.opened = 0
+        assert talk.service.start(Request(prompt, Sampling(), 20)).cloud is talk.here
+    here.opened = 9
+    assert talk.service.start(Request(prompt, Sampling(), 20)).cloud is talk.there
+    there.opened = 8
+    fresh = Request(prompt, Sampling(), 20, fresh=True)
+    assert talk.service.start(fresh).cloud is talk.there, "it may use nothing of what is held"
 
 
 async def test_an_answer_leaves_a_draining_cloud_and_what_that_one_still_says_is_not_heard() -> None:
