@@ -24,28 +24,11 @@ from ecd.sampling import Guess, Sampling
 from ecd.wire.connection import Closed, PeerDraining, Received
 from ecd.wire.messages import Finish, Open, Reset, Tokens
 from ecd.wire.prefix import blocks
-from tests.edge.one_cloud import MadeUpLink, attach, connect
+from tests.edge.one_cloud import MadeUpLink, NoDrafter, attach, connect
 
 PROMPT = (90, 91)
 # Bytes 0 to 255, and nothing else.
 SIZE = 256
-
-
-class NoDrafter:
-    slots = branches = slot_tokens = 0
-
-    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
-        raise AssertionError
-
-    def release(self, slot: int) -> None: ...
-
-    def prefill(self, slot: int) -> Prefill:
-        raise AssertionError
-
-    def stats(self) -> dict[str, int]:
-        return {}
-
-    def close(self) -> None: ...
 
 
 def told(token: int) -> TokenLogprobs:

@@ -121,7 +121,7 @@ class TestChoice:
     def test_a_cloud_that_holds_the_prompt_may_have_more_to_do(
         self, share: float, running: int, chosen: str
     ) -> None:
-        """With this answer `a`, which holds nothing, has 3, and `b` may have less than 3 / (1 - share / 2)."""
+        """With it `a`, which holds nothing, has 3, and `b` may have less than 3 / (1 - share / 2)."""
         fleet = fleet_of(1, 1)
         fleet.told("a", 0.02, load(running=2), 0.0)
         fleet.told("b", 0.02, load(running=running), 0.0)
