@@ -42,7 +42,8 @@ def test_its_cells_are_nearly_those_of_an_edge(draft: LlamaModel, target: LlamaM
     assert assist.common(1, tokens, THEY) == 0
     theirs = assist.cells(1, tokens, THEY, 0, 120)
     assert (assist.common(1, tokens, THEY), assist.common(1, tokens, WE)) == (120, 0)
-    np.testing.assert_array_equal(theirs[:100], assist.cells(0, tokens, WE, 0, 120)[:100])
+    far = np.abs(theirs.astype(np.float32) - local[:120].astype(np.float32))
+    assert far.mean() < 0.02 * np.abs(local[:120].astype(np.float32)).mean()
     assist.close()
     edge.close()
 
