@@ -15,11 +15,11 @@ from ecd.edge.drafter import Context, DraftTask
 from ecd.edge.hints import NO_PATIENCE, Hints, Situation, wire_pace
 from ecd.edge.lessons import Lessons
 from ecd.edge.lines import Line, Lines
-from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
+from ecd.edge.pacing import Conditions, Pace, Pacer
 from ecd.edge.request import UNSURE, Mode, Request
 from ecd.edge.room import Room
 from ecd.edge.tally import Tally
-from ecd.edge.turns import Turns, positions_given
+from ecd.edge.turns import Turns
 from ecd.errors import ProtocolError
 from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, as_asked
@@ -163,13 +163,10 @@ class Generation:
         self._check(message)
         if self.turns is not None:
             self.turns.heard(len(self.tokens), message.ids)
-        origins = tuple(
-            Origin.DRAFT_ACCEPTED if index < message.accepted else Origin.TARGET
-            for index in range(len(message.ids))
-        )
-        first = not self.tally.cached_tokens and (not self.tally.resumed or not self.origins)
-        if message.cached is not None and first:
-            self.tally.cached_tokens = min(message.cached, len(self.request.prompt))
+        others = len(message.ids) - message.accepted
+        origins = (Origin.DRAFT_ACCEPTED,) * message.accepted + (Origin.TARGET,) * others
+        if not (self.tally.resumed and self.origins):
+            self.tally.held(message.cached or 0, len(self.request.prompt))
         self.tally.stepped(message, self.pace, drafts=self.slot is not None)
         for token in message.ids:
             self._settle(token)
@@ -233,10 +230,8 @@ class Generation:
             last = turns.leave(self.stream, self.tokens) if streaming else ()
             return [*commands, *map(Send, last), Finished(finish)]
         if streaming:
-            objective = self.request.objective
-            given = positions_given(self._conditions, objective)
-            renews = objective is Objective.LATENCY
-            commands += map(Send, turns.tell(self.stream, self.tokens, self.lines, given, renews=renews))
+            told = turns.tell(self.stream, self.tokens, self.lines, self._conditions, self.request.objective)
+            commands += map(Send, told)
         return commands
 
     def go_on_alone(self, turns: Turns) -> list[Command]:
@@ -269,8 +264,7 @@ class Generation:
             raise ProtocolError(f"TOKENS at {base} with {len(ids)} ids do not follow {len(self.tokens)}")
         if len(ids) > self._remaining:
             raise ProtocolError(
-                f"TOKENS at {base} with {len(ids)} ids go beyond max_tokens, of which "
-                f"{self._remaining} are left"
+                f"TOKENS at {base} with {len(ids)} ids, where max_tokens leaves {self._remaining}"
             )
         if not as_asked(message.logprobs, len(ids), self.request.logprobs):
             raise ProtocolError(f"TOKENS at {base} do not carry the logprobs that were asked for")

@@ -30,6 +30,10 @@ class Tally:
     cached_tokens: int = 0
     prefix_tokens: int = 0
 
+    def held(self, cached: int, prompt_tokens: int) -> None:
+        """The cloud says that it had so many tokens; the first such word counts, as far as it can be true."""
+        self.cached_tokens = self.cached_tokens or min(cached, prompt_tokens)
+
     def stepped(self, message: Tokens, pace: Pace, *, drafts: bool) -> None:
         """A forward of the target brought these tokens. `drafts`: whether the answer has a drafter."""
         self.forwards += 1

@@ -135,13 +135,18 @@ class Turns:
         return tuple(ids), finish
 
     def tell(
-        self, stream: int, tokens: Sequence[int], lines: Lines, given: int, *, renews: bool
+        self,
+        stream: int,
+        tokens: Sequence[int],
+        lines: Lines,
+        conditions: Conditions | None,
+        objective: Objective,
     ) -> list[Commit]:
-        """Gives the cloud so many positions where the edge is unsure of the next token, and tokens to
-        compare.
+        """Gives the cloud positions where the edge is unsure of the next token, and tokens to compare.
 
-        `renews`: in the cloud's turn too, so that it never has to wait for the edge to find out.
+        Under `latency` in the cloud's turn too, so that it never has to wait for the edge to find out.
         """
+        given, renews = positions_given(conditions, objective), objective is Objective.LATENCY
         length, guess = len(tokens), _next(lines)
         own = self.is_edges(length)
         unsure = guess is not None and guess.confidence < self.threshold
