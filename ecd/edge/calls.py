@@ -105,7 +105,7 @@ class EdgeCalls:
             "sessions": [
                 {
                     "id": a.id,
-                    "phase": a.generation.phase.name.lower(),
+                    "phase": "alone" if a.generation.alone else a.generation.phase.name.lower(),
                     "state": state(a.generation),
                     "prompt_tokens": len(a.generation.request.prompt),
                     "completion_tokens": len(a.generation.committed),

@@ -84,6 +84,11 @@ class Generation:
         return len(self.lines.main.guesses)
 
     @property
+    def alone(self) -> bool:
+        """Whether the edge goes on by itself, for now or for good."""
+        return self.turns is not None and self.turns.alone
+
+    @property
     def wants_cloud(self) -> bool:
         """Whether a cloud is to take it: it has no stream, and is not the edge's alone for good."""
         return self.phase is Phase.WAITING and self.request.mode is not Mode.EDGE_ONLY
@@ -220,7 +225,7 @@ class Generation:
         if ids:
             # Where they differ from its hints, the cloud forgets it too.
             self.hints.exhausted = False
-        offline = turns.alone and self.request.mode is not Mode.EDGE_ONLY
+        offline = self.alone and self.request.mode is not Mode.EDGE_ONLY
         origins = (Origin.EDGE_OFFLINE if offline else Origin.EDGE_CONFIDENT,) * len(ids)
         self.origins.extend(origins)
         commands: list[Command] = [Emit(ids, origins)] if ids else []

@@ -64,7 +64,7 @@ def learned(generation: Generation) -> dict[str, Any]:
 def state(generation: Generation) -> str:
     """What becomes of the draft model's guesses just now."""
     pace = generation.pace
-    if generation.turns is not None and generation.turns.alone:
+    if generation.alone:
         return "alone"
     if generation.slot is None or not pace.ahead:
         return "off"

@@ -259,11 +259,12 @@ class EdgeService:
         generation, request = answer.generation, answer.generation.request
         if request.link_loss is not LinkLoss.DEGRADE or not generation.wants_cloud:
             return
-        turns = generation.turns
-        if (turns is None or not turns.alone) and now - answer.waiting_since >= self._link_grace_s:
+        able = generation.slot is not None and not generation.alone
+        if able and now - answer.waiting_since >= self._link_grace_s:
             log.warning("goes on without a cloud: %s", self.uplinks.why_none, extra=answer.about)
-            if turns is None:
-                turns = Turns.of(request, self.thresholds, self._piece, self.cloud_ends, generation.committed)
+            turns = generation.turns or Turns.of(
+                request, self.thresholds, self._piece, self.cloud_ends, generation.committed
+            )
             # Pages that were on their way do not come.
             self.assisting.forget(answer)
             self._running.perform(answer, generation.go_on_alone(turns))

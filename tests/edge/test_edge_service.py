@@ -122,6 +122,20 @@ async def test_what_degrades_goes_on_from_the_draft_and_back_at_the_cloud() -> N
     service.close()
 
 
+async def test_what_would_degrade_and_has_no_drafter_waits(caplog: pytest.LogCaptureFixture) -> None:
+    service, uplinks = without_a_cloud(LinkLoss.DEGRADE)
+    (uplink,) = uplinks
+    answer = service.start(Request(PROMPT, Sampling(), 20, link_loss=LinkLoss.DEGRADE))
+    answer.waiting_since -= 1.0
+    service.tend()
+    assert answer.chunks.empty()
+    assert "without a cloud" not in caplog.text
+    wire = MadeUpLink()
+    connect(uplinks, uplink, wire)
+    service.tend()
+    assert isinstance(wire.sent[0], Open)
+
+
 async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
     talk = TwoClouds()
     talk.links[talk.there].connection.rtt.sample(0.012)
