@@ -34,7 +34,7 @@ from ecd.engine.hf import HfModel  # noqa: E402
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MODEL = "smollm2-135m-hf"
-SESSIONS, ANSWER, MOST_HINTS = 16, 128, 8
+SESSIONS, ANSWER, MOST_HINTS = 16, 96, 8
 CONTEXT = 1024
 ENGINE = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
 ASKED = (
@@ -123,7 +123,7 @@ TWO_WORKERS: dict[str, Any] = {"tensor_parallel_size": 2}
     scope="module",
     params=[
         pytest.param(({}, ANSWER), id="one worker"),
-        pytest.param((TWO_WORKERS, ANSWER // 4), id="tensor parallel, short answers"),
+        pytest.param((TWO_WORKERS, ANSWER // 3), id="tensor parallel, short answers"),
         pytest.param((TWO_WORKERS, ANSWER), id="tensor parallel", marks=pytest.mark.large),
         pytest.param(({"num_gpu_blocks_override": 40}, ANSWER), id="short of room"),
     ],
