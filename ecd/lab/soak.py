@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import uvloop
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.lab.fault_plan import draw_faults
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.lane import Conditions
