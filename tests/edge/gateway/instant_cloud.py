@@ -134,3 +134,14 @@ async def serving(cloud: InstantCloud, **http: Any) -> AsyncIterator[str]:
     gateway = Gateway(cloud.service, ByteModel(), AnswerSettings(), config, draft_model="draft")
     async with http_server(gateway.application(), config.listen, config.socket) as urls:
         yield urls[0]
+
+
+async def raw(url: str, request: bytes) -> bytes:
+    """All that the server answers to these bytes, until it closes."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
