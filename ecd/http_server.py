@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.errors import DaemonError
 
 log = logging.getLogger(__name__)
