@@ -150,17 +150,27 @@ class Daemon(BaseModel):
     log_format: Format = "text"
 
     def dangers(self) -> list[str]:
-        """What `insecure` allows here and should be warned of, each a sentence."""
+        """What is open to other machines here: with `insecure` a warning each, without it refused.
+
+        Each says what to do about it.
+        """
         return []
 
 
-def check_secure(host: str, setting: str, insecure: bool) -> None:
-    """Raises ValueError for a hand-over, which is plain TCP, to another machine, unless that is allowed."""
-    if not insecure and not is_loopback(host):
-        raise ValueError(
-            f"{setting} {host} is not this machine and what is handed over is not encrypted; "
-            "go through a tunnel on loopback, or set `insecure: true` if the network is trusted"
-        )
+def refuse(dangers: list[str], insecure: bool) -> None:
+    """Raises ValueError with the first danger, unless they are allowed."""
+    if dangers and not insecure:
+        raise ValueError(f"{dangers[0]}, or set `insecure: true` if the network is trusted")
+
+
+def handover_dangers(setting: str, host: str) -> list[str]:
+    """As of `Daemon`, of a hand-over at that host, which is plain TCP."""
+    if is_loopback(host):
+        return []
+    return [
+        f"{setting} {host} is not this machine and what is handed over is not encrypted; "
+        "go through a tunnel on loopback"
+    ]
 
 
 class CloudConfig(Daemon):
@@ -194,17 +204,7 @@ class CloudConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
-        if self.metrics and not self.insecure and not is_loopback(split_address(self.metrics)[0]):
-            raise ValueError(
-                f"metrics {self.metrics} can be read from other machines, by anybody; "
-                "listen on 127.0.0.1, or set `insecure: true` if the network is trusted"
-            )
-        if not self.insecure and self.dangers():
-            raise ValueError(
-                f"{self.dangers()[0]}; set `tls` with `certificate` and `key`, and `tokens` to a file that "
-                "`ecd token create` makes; or listen on loopback, or set `insecure: true` "
-                "if the network is trusted"
-            )
+        refuse(self.dangers(), self.insecure)
         match self.engine:
             case "llama":
                 if self.engine_args:
@@ -224,17 +224,21 @@ class CloudConfig(Daemon):
         return self
 
     def dangers(self) -> list[str]:
-        """As of `Daemon`: other machines can come in, and what keeps them honest is not set."""
-        if is_loopback(split_address(self.listen)[0]):
-            return []
-        return [
-            f"{self.listen} can be reached from other machines and {what}"
-            for setting, what in (
-                (self.tls, "the link is not encrypted (no `tls`)"),
-                (self.tokens, "edges need no token (no `tokens`)"),
+        """As of `Daemon`: other machines can come in, or read the metrics."""
+        found = []
+        if not is_loopback(split_address(self.listen)[0]):
+            reached = f"{self.listen} can be reached from other machines and"
+            if self.tls is None:
+                todo = "set `tls` with `certificate` and `key`, or listen on loopback"
+                found.append(f"{reached} the link is not encrypted (no `tls`); {todo}")
+            if self.tokens is None:
+                todo = "set `tokens` to a file that `ecd token create` makes, or listen on loopback"
+                found.append(f"{reached} edges need no token (no `tokens`); {todo}")
+        if self.metrics and not is_loopback(split_address(self.metrics)[0]):
+            found.append(
+                f"metrics {self.metrics} can be read from other machines, by anybody; listen on 127.0.0.1"
             )
-            if setting is None
-        ]
+        return found
 
 
 class Http(BaseModel):
@@ -364,30 +368,23 @@ class EdgeConfig(Daemon):
         for setting, address in self._addresses():
             if not split_address(address)[1]:
                 raise ValueError(f"{setting}: port 0 is no address to connect to")
-        if self.handover is not None:
-            check_secure(split_address(self.handover)[0], "handover", self.insecure)
         if self.tls is None and not self.insecure and self._elsewhere():
             self.tls = EdgeTls()
-        if not self.insecure and self.dangers():
-            raise ValueError(
-                f"{self.dangers()[0]}; set `token` to what `ecd token create` at the cloud printed, "
-                "or set `insecure: true` if the network is trusted"
-            )
+        refuse(self.dangers(), self.insecure)
         return self
 
     def dangers(self) -> list[str]:
         """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
-        found = [
-            f"the cloud {address} is another machine and {what}"
-            for address in self._elsewhere()
-            for setting, what in (
-                (self.tls, "the link is not encrypted (no `tls`)"),
-                (self.token, "the edge shows no token (no `token`)"),
-            )
-            if setting is None
-        ]
-        if self.handover is not None and not is_loopback(split_address(self.handover)[0]):
-            found.append(f"other machines can reach handover {self.handover} and it is not encrypted")
+        found = []
+        for address in self._elsewhere():
+            there = f"the cloud {address} is another machine and"
+            if self.tls is None:
+                found.append(f"{there} the link is not encrypted (no `tls`); leave `insecure` out")
+            if self.token is None:
+                todo = "set `token` to what `ecd token create` at the cloud printed"
+                found.append(f"{there} the edge shows no token (no `token`); {todo}")
+        if self.handover is not None:
+            found += handover_dangers("handover", split_address(self.handover)[0])
         return found
 
     def _addresses(self) -> list[tuple[str, str]]:

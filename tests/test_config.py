@@ -304,7 +304,9 @@ def test_a_cloud_that_others_can_reach_has_tls_and_tokens_or_says_that_it_is_ins
         assert load_config(CloudConfig, None, settings).dangers() == []
     # And then it is warned of each, at every start.
     told = load_config(CloudConfig, None, settings | {"insecure": True}).dangers()
-    assert told == [f"{address} can be reached from other machines and {each}" for each in lacking]
+    assert len(told) == len(lacking)
+    for warning, each in zip(told, lacking, strict=True):
+        assert warning.startswith(f"{address} can be reached from other machines and {each}; set `t")
 
 
 @pytest.mark.parametrize("address", OTHER_MACHINES)
@@ -383,4 +385,13 @@ def test_metrics_stay_on_this_machine_unless_told_otherwise() -> None:
     assert CloudConfig(model="m", metrics="127.0.0.1:9464").metrics == "127.0.0.1:9464"
     with pytest.raises(ValidationError, match=r"metrics 0\.0\.0\.0:9464 can be read from other machines"):
         CloudConfig(model="m", metrics="0.0.0.0:9464")
-    assert CloudConfig(model="m", metrics="0.0.0.0:9464", insecure=True).metrics
+    (danger,) = CloudConfig(model="m", metrics="0.0.0.0:9464", insecure=True).dangers()
+    assert "by anybody; listen on 127.0.0.1" in danger
+
+
+def test_a_hand_over_stays_on_this_machine_unless_told_otherwise() -> None:
+    assert EdgeConfig(model="m", handover="127.0.0.1:7041").dangers() == []
+    with pytest.raises(ValidationError, match=r"handover 0\.0\.0\.0 is not this machine.*`insecure: true`"):
+        EdgeConfig(model="m", handover="0.0.0.0:7041")
+    (danger,) = EdgeConfig(model="m", handover="0.0.0.0:7041", insecure=True).dangers()
+    assert "what is handed over is not encrypted; go through a tunnel" in danger

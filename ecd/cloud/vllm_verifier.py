@@ -292,6 +292,8 @@ class VllmVerifier:
             pooling_params=None,
             arrival_time=time.time(),
             block_hasher=engine.core.request_block_hasher,
+            # Blocks are found again by those alone who have the same.
+            cache_salt=item.tenant or None,
         )
         engine.core.add_request(request)
         engine.requests[item.key] = request

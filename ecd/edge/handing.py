@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ecd.config import check_secure, split_address
+from ecd.config import handover_dangers, refuse, split_address
 from ecd.edge.answer import Answer
 from ecd.edge.generation import Phase
 from ecd.edge.service import EdgeService
@@ -116,7 +116,7 @@ class Handing:
     def _address(self, to: str) -> tuple[str, int]:
         try:
             host, port = split_address(to if ":" in to else f"{to}:{PORT}")
-            check_secure(host, "the edge at", self._insecure)
+            refuse(handover_dangers("the edge at", host), self._insecure)
         except ValueError as e:
             raise BadRequest(f"--to {to}: {e}") from None
         return host, port

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from ecd.cloud.service import CloudService
+from ecd.cloud.calls import CloudCalls
 from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.control import MAX_CALLS, ControlType
 from ecd.edge.calls import EdgeCalls
@@ -173,7 +173,7 @@ def test_control_table_lists_every_frame_of_the_control_socket() -> None:
 def test_verb_table_lists_what_both_daemons_offer() -> None:
     rows = table("daemon", "verb", "arguments", "result")
     offered = [("edge", verb) for verb in EdgeCalls.handlers(EdgeCalls.__new__(EdgeCalls))]
-    offered += [("cloud", verb) for verb in CloudService.handlers(CloudService.__new__(CloudService))]
+    offered += [("cloud", verb) for verb in CloudCalls.handlers(CloudCalls.__new__(CloudCalls))]
     assert [(row[0], row[1].strip("`")) for row in rows] == offered
 
 
