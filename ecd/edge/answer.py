@@ -69,6 +69,12 @@ class Answer:
         """Where its tokens come from: the edge that it was handed over to, or else its cloud."""
         return self.link or (self.uplink.link if self.uplink is not None else None)
 
+    @property
+    def prefill_tokens(self) -> int:
+        """Of the prompt, those that the cloud had to read; none of a prompt that it was never sent."""
+        prompt = self.generation.request.prompt
+        return len(prompt) - self.generation.tally.cached_tokens if self.open_bytes else 0
+
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""
         tally = self.generation.tally

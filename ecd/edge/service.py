@@ -690,7 +690,7 @@ class EdgeService:
         self.totals.target_forwards += tally.forwards
         self.totals.resumed += tally.resumed
         self.totals.cached_tokens += tally.cached_tokens
-        self.totals.prefill_tokens += len(answer.generation.request.prompt) - tally.cached_tokens
+        self.totals.prefill_tokens += answer.prefill_tokens
         self.totals.prefix_tokens += tally.prefix_tokens
         self.totals.draft_cached_tokens += answer.draft_prefill.cached
         self.totals.draft_prefill_tokens += answer.draft_prefill.read
