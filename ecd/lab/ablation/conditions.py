@@ -104,14 +104,22 @@ def built_in(engine: str, thresholds: Sequence[float]) -> list[Ablation]:
             f"drafts {WINDOW} tokens ahead whatever the draft's confidence, without the pacing controller",
             {"edge.confidence.strategy": "none", "edge.ahead_tokens": WINDOW, "edge.hint_tokens": 1},
         ),
-        ("no_draft_verify", "the cloud verifies no hints; the edge drafts and sends", {"cloud.max_verify": 0}),
+        (
+            "no_draft_verify",
+            "the cloud verifies no hints",
+            {"cloud.max_verify": 0},
+        ),
         (
             "no_kv_cache",
             "nothing is kept of earlier texts, at the edge or at the cloud",
             {"edge.kv_cache": None, **cloud_cache},
         ),
         ("edge_only", "the draft model alone; nothing crosses the link", {"edge.mode": "edge-only"}),
-        ("cloud_only", "plain streaming from the cloud; the edge does not draft", {"edge.mode": "cloud-only"}),
+        (
+            "cloud_only",
+            "plain streaming; the edge does not draft",
+            {"edge.mode": "cloud-only"},
+        ),
     ]
     conditions += [
         (

@@ -18,7 +18,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class PythonTests(BaseModel):
-    """A program around a function that the answer has: lines before it, and those that raise if it is wrong."""
+    """A program around a function of the answer: lines before it, and those that raise if it is wrong."""
 
     model_config = ConfigDict(extra="forbid")
 

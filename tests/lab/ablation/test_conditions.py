@@ -115,7 +115,9 @@ def test_names_are_there_once() -> None:
 
 
 def test_what_the_laboratory_sets_is_dropped_from_the_settings() -> None:
-    base = BASE | {"edge": {"model": "small", "cloud": "10.0.0.1:7040", "token": "secret", "http": {"listen": None}}}
+    base = BASE | {
+        "edge": {"model": "small", "cloud": "10.0.0.1:7040", "token": "secret", "http": {"listen": None}}
+    }
     (condition,) = conditions_of(base, [Ablation(name="baseline")])
     assert condition.given["edge"] == {"model": "small"}
     assert "secret" not in str(condition.resolved)

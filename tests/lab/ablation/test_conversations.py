@@ -54,7 +54,10 @@ def test_prompts_and_messages_are_conversations(tmp_path: Path) -> None:
         ({"prompt": "x", "check": {"number": "seven"}}, r"check\.number"),
         ({"messages": [{"role": "assistant", "content": "y"}]}, r"messages\.0\.role"),
         ({"messages": [{"role": "system", "content": "y"}]}, "must be the user's"),
-        ({"messages": [{"content": "y"}, {"role": "system", "content": "y"}, {"content": "z"}]}, "only the first"),
+        (
+            {"messages": [{"content": "y"}, {"role": "system", "content": "y"}, {"content": "z"}]},
+            "only the first",
+        ),
         ({"messages": [{"content": "y"}], "check": {"number": "1"}}, "check goes to the message"),
         ({"prompt": "x", "chek": {}}, "chek is no setting"),
     ],

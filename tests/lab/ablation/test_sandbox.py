@@ -58,7 +58,9 @@ def test_a_loop_that_catches_everything_is_ended() -> None:
 
 def test_a_memory_hog_is_refused_memory() -> None:
     assert not runs_through("x = bytearray(1 << 30)", QUICK)
-    assert runs_through("try:\n x = bytearray(1 << 30)\nexcept MemoryError: pass\nelse: raise ValueError", QUICK)
+    assert runs_through(
+        "try:\n x = bytearray(1 << 30)\nexcept MemoryError: pass\nelse: raise ValueError", QUICK
+    )
 
 
 @pytest.mark.parametrize(
