@@ -260,6 +260,8 @@ class CloudService:
             **self.listener_stats(),
             "tenants": self._tenants.stats(),
             "engine_restarts": self._engine_restarts,
+            # Nothing runs, and nothing is left to prepare.
+            "idle": self._prepared and not self._by_key,
             "engine": self._verifier.stats(),
             "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
             "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,

@@ -142,6 +142,7 @@ def _curve(experiments: Sequence[Experiment], confident: Sequence[Experiment]) -
         )
     right.set(xlabel="threshold", ylim=(0, None))
     for axes in (left, right):
+        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure

@@ -29,8 +29,7 @@ from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edg
 
 WARM_UP_PROMPT = "Count from one to twenty, in words."
 WARM_UP_TOKENS = 32
-# Daemons are idle that compute for less than this share of a moment; what they do in between has an end.
-IDLE_SHARE, MOMENT_S, IDLE_WAIT_S = 0.1, 0.15, 60.0
+POLL_S, IDLE_WAIT_S = 0.05, 60.0
 NOT_ASKED = "not asked, since the turn before it failed"
 
 
@@ -41,10 +40,6 @@ class Pair:
     cloud: DaemonProcess
     edge: DaemonProcess
     request: Mapping[str, Any]
-
-    def computed_s(self) -> float:
-        """Processor time that both have taken."""
-        return sum(float(daemon.call("stats")["cpu_s"]) for daemon in (self.cloud, self.edge))
 
 
 @contextlib.contextmanager
@@ -95,24 +90,18 @@ def _warm_up(pair: Pair) -> None:
     with BlockingClient(pair.edge.socket) as client:
         for _ in client.stream(WARM_UP_PROMPT, **asked):
             pass
-    wait_until_idle(pair.computed_s)
+    wait_until_idle(pair)
 
 
-def wait_until_idle(
-    computed_s: Callable[[], float],
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Returns when hardly anything is computed any more, or when that has gone on for too long."""
-    end = clock() + IDLE_WAIT_S
-    before, at = computed_s(), clock()
-    while at < end:
-        sleep(MOMENT_S)
-        after, now = computed_s(), clock()
-        if after - before < IDLE_SHARE * (now - at):
-            return
-        before, at = after, now
+def wait_until_idle(pair: Pair) -> None:
+    """Returns when neither daemon has anything left to do, or when that takes too long."""
+    deadline_s = time.monotonic() + IDLE_WAIT_S
+    # One that is gone has nothing to do, and what is asked next tells of it.
+    with contextlib.suppress(EcdError, OSError):
+        while time.monotonic() < deadline_s:
+            if pair.cloud.call("stats")["idle"] and not pair.edge.call("stats")["running"]:
+                return
+            time.sleep(POLL_S)
 
 
 # Of the result of `run`: how many of its tokens are the target's own; None where that cannot be told.
@@ -130,10 +119,10 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
             continue
         try:
             answer, result = _answered(pair, messages)
-            wait_until_idle(pair.computed_s)
         except (EcdError, OSError) as e:
             answers.append(Answer(error=str(e) or type(e).__name__))
             continue
+        wait_until_idle(pair)
         right = None if turn.check is None else is_right(turn.check, answer.text)
         answers.append(replace(answer, agreed=agreed(result), right=right))
         messages = [*messages, {"role": "assistant", "content": answer.text}]
