@@ -3,8 +3,8 @@
 Owns what is started and when the clock is read. Knows no statistics; what an answer is worth others say.
 
 Each condition has daemons of its own, also where only requests differ: what one has read would else be found
-in its caches by the next. Each repeat has new ones, whose caches are empty. While one pair answers, all others
-are idle, and so it is itself before it is asked again: a cloud reads answers that are over once more.
+in its caches by the next. Each repeat has new ones, whose caches are empty. While one pair answers, all
+others are idle, and so it is itself before it is asked again: a cloud reads answers that are over once more.
 """
 
 import contextlib
