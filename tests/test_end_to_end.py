@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from ecd.addresses import split_address
 from ecd.client import BlockingClient, Client
-from ecd.config import split_address
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask, Prefill

@@ -86,6 +86,12 @@ class Answer:
         connection = 0 if self.cloud is None else self.cloud.connects
         return {"connection": connection, "session": self.id, "stream": self.generation.stream}
 
+    @property
+    def prefill_tokens(self) -> int:
+        """Of the prompt, those that the cloud had to read; none of a prompt that it was never sent."""
+        prompt = self.generation.request.prompt
+        return len(prompt) - self.generation.tally.cached_tokens if self.open_bytes else 0
+
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""
         tally = self.generation.tally
@@ -136,7 +142,7 @@ class EdgeTotals:
         self.target_forwards += tally.forwards
         self.resumed += tally.resumed
         self.cached_tokens += tally.cached_tokens
-        self.prefill_tokens += len(generation.request.prompt) - tally.cached_tokens
+        self.prefill_tokens += answer.prefill_tokens
         self.prefix_tokens += tally.prefix_tokens
         self.draft_cached_tokens += answer.draft_prefill.cached
         self.draft_prefill_tokens += answer.draft_prefill.read

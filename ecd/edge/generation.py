@@ -369,6 +369,7 @@ class Generation:
             if not guesses and not task.model:
                 line.dry = True
             line.extend(guesses[: max(0, self._room_of(line))], self.acceptance, self.slot)
+            self.tally.most_ahead = max(self.tally.most_ahead, self.ahead)
         elif line is self.lines.main and guesses and position < len(self.tokens):
             right = guesses[0].token == self.tokens[position]
             self.lessons.late(guesses[0], right=right, model=self.pace.model)

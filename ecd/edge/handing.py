@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ecd.config import handover_dangers, refuse, split_address
+from ecd.addresses import split_address
 from ecd.edge.answer import Answer, OtherEdge
 from ecd.edge.generation import Phase
 from ecd.edge.service import EdgeService
 from ecd.errors import BadRequest, EcdError, LinkError, RemoteError
 from ecd.pages import RUN_TOKENS, Cells, Encoding, Shape, pack
+from ecd.trust.dangers import handover_dangers, refuse
 from ecd.wire.connection import Closed, Connected, Connection, Event, Received, Settings, readable
 from ecd.wire.link import Link
 from ecd.wire.messages import Credit, Kv, KvOp, Reset, Tokens

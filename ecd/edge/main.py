@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ecd.config import ConfidenceConfig, EdgeConfig, split_address
+from ecd.addresses import split_address
+from ecd.config import ConfidenceConfig, EdgeConfig
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.edge.acceptance import Acceptance

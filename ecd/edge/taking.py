@@ -12,7 +12,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
-from ecd.config import EdgeConfig, split_address
+from ecd.addresses import split_address
+from ecd.config import EdgeConfig
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.handing import socket_of
 from ecd.edge.request import Request

@@ -11,9 +11,10 @@ from ecd.wire.messages import Tokens
 
 @dataclass(slots=True)
 class Tally:
-    """What the answer took."""
+    """What the answer took. `most_ahead`: the most guesses that lay beyond the committed text."""
 
     drafted: int = 0
+    most_ahead: int = 0
     sent: int = 0
     settled: int = 0
     right: int = 0
