@@ -24,7 +24,7 @@ from ecd.errors import ProtocolError
 from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, as_asked
 from ecd.sampling import Guess
-from ecd.wire.messages import Audit, Finish, Open, Origin, Tokens
+from ecd.wire.messages import Audit, Finish, Origin, Tokens
 
 
 class Phase(Enum):
@@ -130,22 +130,9 @@ class Generation:
         waits = self.slot is not None and (request.fixed_pace is not None or self.tally.drafted > 0)
         told = wire_pace(self.pace) if waits else NO_PATIENCE
         self.hints.opened(told, max_ahead, now, alternates=alternates)
-        prefix_hash, prefix_len = prefix or (None, 0)
-        self.tally.prefix_tokens = prefix_len
-        opening = Open(
-            stream,
-            prefix_hash,
-            prefix_len,
-            request.prompt[prefix_len:],
-            self.committed,
-            request.sampling.to_map(),
-            request.max_tokens,
-            request.stop,
-            told,
-            request.logprobs,
-            1 if request.fresh else None,
-            None if self.turns is None else self.turns.limit,
-        )
+        self.tally.prefix_tokens = 0 if prefix is None else prefix[1]
+        limit = None if self.turns is None else self.turns.limit
+        opening = request.opening(stream, self.committed, told, prefix, limit)
         return [Send(opening), *self._own_turn(), *self.hints.send(self._situation)]
 
     @stimulus()

@@ -1,6 +1,6 @@
 """What is asked of one answer.
 
-Owns the request's settings and the pace that they fix. Knows no frames and no engines.
+Owns the request's settings, the pace that they fix and how OPEN says them. Knows no links and no engines.
 """
 
 import math
@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from ecd.edge.pacing import Objective, Pace
 from ecd.sampling import Sampling
+from ecd.wire.messages import Open
+from ecd.wire.messages import Pace as WirePace
 
 MAX_PATIENCE_US = (1 << 32) - 1
 # Before anything is measured.
@@ -85,6 +87,35 @@ class Request:
     def tokens(self) -> int:
         """Those of the prompt and the longest answer together."""
         return len(self.prompt) + self.max_tokens
+
+    def opening(
+        self,
+        stream: int,
+        committed: tuple[int, ...],
+        pace: WirePace,
+        prefix: tuple[bytes, int] | None,
+        limit: int | None,
+    ) -> Open:
+        """The frame that asks a cloud for what follows `committed`.
+
+        `prefix`: hash and length of a beginning of the prompt that the cloud may have. `limit`: where the
+        cloud's positions end; None: nowhere.
+        """
+        prefix_hash, prefix_len = prefix or (None, 0)
+        return Open(
+            stream,
+            prefix_hash,
+            prefix_len,
+            self.prompt[prefix_len:],
+            committed,
+            self.sampling.to_map(),
+            self.max_tokens,
+            self.stop,
+            pace,
+            self.logprobs,
+            1 if self.fresh else None,
+            limit,
+        )
 
     @property
     def first_pace(self) -> Pace:
