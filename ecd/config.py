@@ -365,12 +365,16 @@ def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
         return kind.model_validate(settings)
     except ValidationError as e:
         where = f" in {file}" if file else ""
-        problems = "; ".join(_problem(error, kind) for error in e.errors())
-        raise ConfigError(f"bad settings{where}: {problems}") from None
+        raise ConfigError(f"bad settings{where}: {problems(e, kind)}") from None
 
 
-def _problem(error: Any, kind: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+def problems(error: ValidationError, kind: type[BaseModel], under: str = "") -> str:
+    """What is wrong with settings of this kind, each with its path; `under` is put before the paths."""
+    return "; ".join(_problem(each, kind, under) for each in error.errors())
+
+
+def _problem(error: Any, kind: Any, under: str) -> str:
+    path = under + ".".join(str(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":
             for name in error["loc"][:-1]:
@@ -380,7 +384,7 @@ def _problem(error: Any, kind: Any) -> str:
                 kind = next(iter(get_args(annotation)), annotation)
             return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
         case "missing":
-            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 else ""
+            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 and not under else ""
             return f"{path} is missing; set it in the file{flag}"
         case _:
             message = str(error["msg"]).removeprefix("Value error, ")

@@ -113,9 +113,9 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     taking_link = replace(taking_link, features=tuple(f for f in link.features if f != COMMIT))
     taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
-    beat = partial(life.notifier.beat_forever, service.drafter_turn, service.summary)
+    beat = partial(life.notifier.beat_forever, service.drafting.turn, service.summary)
     async with (
-        background(service.draft_forever, service.tend_forever, uplinks.keep, beat),
+        background(service.drafting.forever, service.tend_forever, uplinks.keep, beat),
         spans(config, service) as around,
         gateway(config, service, model, settings, around) as urls,
         control_socket(config.socket, calls.handlers()),
