@@ -54,13 +54,19 @@ class LlamaModel:
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.context_train: int = llama_cpp.llama_model_n_ctx_train(self.handle)
-        self.kv_heads: int = llama_cpp.llama_model_n_head_kv(self.handle)
         self.eog = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, t))
         self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)
         self.eos: int = llama_cpp.llama_vocab_eos(self._vocab)
         template: bytes | None = llama_cpp.llama_model_chat_template(self.handle, None)
         self.chat_template = template.decode() if template else None
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values in each layer; not of a model that is only its vocabulary."""
+        # Of such a one llama.cpp ends the process when it is asked.
+        heads: int = llama_cpp.llama_model_n_head_kv(self.handle)
+        return heads
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
         """Token ids of a text; `add_bos` puts the model's own start token first where it has one."""

@@ -67,6 +67,19 @@ def test_a_hand_over_lets_the_cloud_go_as_far_as_the_limit() -> None:
     assert session.idle
 
 
+def test_what_the_engine_held_when_the_session_began_is_told_with_the_first_token() -> None:
+    session = opened()
+    session.begin(0, 4)
+    assert session.judged(Verdict((99,), 0), 0, 0.0, cached=2) == []
+    session.take(commit(3, 11, 12, limit=9, audit=2))
+    session.begin(0, 4)
+    # What it holds by now is the session's own.
+    told = session.judged(Verdict((11, 12, 21), 2), 2, 0.0, cached=4)
+    assert told == [Audited(3, (True, True), 0), Committed(5, (21,), 0, 0, Finish.NONE, cached=2)]
+    session.begin(0, 4)
+    assert session.judged(Verdict((22,), 0), 0, 0.0, cached=4) == [Committed(6, (22,), 0, 0, Finish.NONE)]
+
+
 def test_the_limit_moves_in_the_clouds_turn_too_and_never_back() -> None:
     session = opened(limit=5)
     session.take(commit(3, limit=8))

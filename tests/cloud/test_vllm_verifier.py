@@ -119,17 +119,29 @@ def even(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TWO_WORKERS: dict[str, Any] = {"tensor_parallel_size": 2}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(({}, ANSWER), id="one worker"),
-        pytest.param((TWO_WORKERS, ANSWER // 3), id="tensor parallel, short answers"),
-        pytest.param((TWO_WORKERS, ANSWER), id="tensor parallel", marks=pytest.mark.large),
-        pytest.param(({"num_gpu_blocks_override": 40}, ANSWER), id="short of room"),
-    ],
-)
+# Kinds of engine, and how long answers are: two workers on two cores are slow. The last cannot hold all
+# sessions' KV cache at once.
+KINDS: dict[str, tuple[dict[str, Any], int]] = {
+    "one worker": ({}, ANSWER),
+    "tensor parallel, short answers": (TWO_WORKERS, ANSWER // 3),
+    "tensor parallel": (TWO_WORKERS, ANSWER),
+    "short of room": ({"num_gpu_blocks_override": 40}, ANSWER),
+}
+ONE, TWO, _, SHORT = KINDS
+
+
+def engines(*daily: str) -> pytest.MarkDecorator:
+    """Runs a test in these kinds of engine, and with the large tests in all."""
+    kinds = [
+        pytest.param(kind, id=name, marks=[] if name in daily else [pytest.mark.large])
+        for name, kind in KINDS.items()
+    ]
+    return pytest.mark.parametrize("kind", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> tuple[dict[str, Any], int]:
-    """A kind of engine, and how long answers are: two workers on two cores are slow."""
+    """A kind of engine, and how long answers are."""
     param: tuple[dict[str, Any], int] = request.param
     return param
 
@@ -142,7 +154,7 @@ def length(kind: tuple[dict[str, Any], int]) -> int:
 
 @pytest.fixture(scope="module")
 def engine(kind: tuple[dict[str, Any], int], folder: Path, even: Path) -> Iterator[VllmVerifier]:
-    """The engine in each of its kinds; the last cannot hold all sessions' KV cache at once."""
+    """The engine in each of its kinds."""
     verifier = VllmVerifier(
         str(even if kind[0] is TWO_WORKERS else folder),
         sessions=SESSIONS,
@@ -247,8 +259,22 @@ def greedy_sessions(prompts: list[list[int]], seed: int) -> list[Asked]:
     return [Asked(prompt, Sampling(), rng.randrange(60)) for prompt in prompts]
 
 
-@pytest.mark.parametrize("drafts", ["good", "random", "hostile"])
+@engines(ONE)
+@pytest.mark.parametrize("drafts", ["good", "hostile"])
 def test_greedy_is_what_vllm_says_without_hints(
+    engine: VllmVerifier, length: int, prompts: list[list[int]], stock: list[list[int]], drafts: str
+) -> None:
+    compare_greedy(engine, length, prompts, stock, drafts)
+
+
+@engines(ONE, TWO, SHORT)
+def test_greedy_is_that_with_hints_of_all_sorts_in_every_kind_of_engine(
+    engine: VllmVerifier, length: int, prompts: list[list[int]], stock: list[list[int]]
+) -> None:
+    compare_greedy(engine, length, prompts, stock, "random")
+
+
+def compare_greedy(
     engine: VllmVerifier, length: int, prompts: list[list[int]], stock: list[list[int]], drafts: str
 ) -> None:
     drafter = {"good": near(stock, 0.15), "random": near(stock, 0.6), "hostile": hostile}[drafts]
@@ -270,14 +296,13 @@ def test_greedy_is_what_vllm_says_without_hints(
         assert set(steps) == {0}
 
 
+@engines(ONE, SHORT)
 def test_who_is_parked_gives_way_when_room_is_short(
-    engine: VllmVerifier, prompts: list[list[int]], stock: list[list[int]], request: pytest.FixtureRequest
+    engine: VllmVerifier, kind: tuple[dict[str, Any], int]
 ) -> None:
+    """In the tests before this one."""
     gave_way = engine.stats()["evictions"] + engine.stats()["preemptions"]
-    if "short of room" in request.node.name:
-        assert gave_way > 0
-    else:
-        assert gave_way == 0
+    assert (gave_way > 0) == (kind == KINDS[SHORT])
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +344,7 @@ SHAPES = [
 ]
 
 
+@engines(ONE)
 def test_coupled_is_what_the_oracle_draws_with_and_without_hints(
     engine: VllmVerifier,
     length: int,
@@ -354,13 +380,14 @@ def test_coupled_is_what_the_oracle_draws_with_and_without_hints(
 
 
 @pytest.mark.large
+@engines(ONE)
 def test_rejection_keeps_the_distribution_and_accepts_as_theory_says(
     engine: VllmVerifier,
     prompts: list[list[int]],
     reference: Callable[[Sequence[int]], np.ndarray],
-    request: pytest.FixtureRequest,
+    kind: tuple[dict[str, Any], int],
 ) -> None:
-    if "one worker" not in request.node.name:
+    if kind != KINDS[ONE]:
         pytest.skip("once is enough: takes 6,400 answers")
     prompt = prompts[0]
     first = int(reference(prompt)[-1].argmax())
@@ -414,6 +441,7 @@ def read_prompts(
     return opened
 
 
+@engines(ONE, TWO)
 def test_log_probabilities_are_those_of_the_raw_distribution(
     engine: VllmVerifier, prompts: list[list[int]], reference: Callable[[Sequence[int]], np.ndarray]
 ) -> None:
@@ -443,6 +471,7 @@ def test_log_probabilities_are_those_of_the_raw_distribution(
         assert [value for _, value in mine.top] == pytest.approx(logprobs[best].tolist(), abs=1e-3)
 
 
+@engines(ONE)
 def test_what_was_read_before_is_not_read_again(engine: VllmVerifier, prompts: list[list[int]]) -> None:
     long = [token for prompt in prompts for token in prompt][:150]
     key = 4_000_000
@@ -464,6 +493,7 @@ def test_what_was_read_before_is_not_read_again(engine: VllmVerifier, prompts: l
         assert (theirs.cached, theirs.verdict) == (cached, again.verdict)
 
 
+@engines(ONE)
 def test_a_verdict_that_was_nobodys_to_commit_is_given_again_and_other_tokens_can_follow(
     engine: VllmVerifier, prompts: list[list[int]], stock: list[list[int]]
 ) -> None:
@@ -488,6 +518,7 @@ def test_a_verdict_that_was_nobodys_to_commit_is_given_again_and_other_tokens_ca
     engine.forget(key)
 
 
+@engines(ONE)
 def test_long_prompts_are_read_in_pieces_side_by_side(
     engine: VllmVerifier, prompts: list[list[int]], reference: Callable[[Sequence[int]], np.ndarray]
 ) -> None:

@@ -29,6 +29,13 @@ def context(target: LlamaModel) -> Iterator[LlamaContext]:
     context.close()
 
 
+def test_a_vocabulary_without_its_model_is_the_same_vocabulary(target: LlamaModel) -> None:
+    alone = LlamaModel(target.path, vocab_only=True)
+    assert alone.fingerprint() == target.fingerprint()
+    assert (alone.eog, alone.digest()) == (target.eog, target.digest())
+    assert target.kv_heads > 0
+
+
 def one_by_one(context: LlamaContext, sequence: int, tokens: list[int]) -> NDArray[np.float32]:
     rows = [context.decode([Segment(sequence, at, [token], 1)])[0].copy() for at, token in enumerate(tokens)]
     return np.concatenate(rows)
