@@ -96,7 +96,9 @@ def _settings(place: Path, **settings: Any) -> tuple[str, str]:
     disk = {"path": str(place / "kv"), "max_bytes": DISK_BYTES}
     cache = {"max_bytes": CACHE_BYTES, "disk": disk}
     file = place / "settings.yaml"
-    file.write_text(yaml.safe_dump({"keepalive": IMPATIENT, "kv_cache": cache, **settings}))
+    # What is said of every answer would soon be longer than the files that are not to find room.
+    common = {"keepalive": IMPATIENT, "kv_cache": cache, "log_level": "warning"}
+    file.write_text(yaml.safe_dump(common | settings))
     return "--config", str(file)
 
 
