@@ -4,7 +4,6 @@ Owns the command lines. What is measured and how it is judged is in the modules 
 """
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import click
 from ecd.lab.assist import assist
 from ecd.lab.capacity import capacity
 from ecd.lab.gateway import gateway
-from ecd.lab.host import describe_machine, versions
+from ecd.lab.host import describe_machine, memory_gib, versions
 from ecd.lab.options import (
     FILE,
     MS,
@@ -104,6 +103,7 @@ def _ks(context: click.Context, option: click.Parameter, value: str) -> tuple[in
 )
 @click.option("--jitter-ms", type=MS, default=0.0, help="Added each way, from 0 to this.")
 @click.option("--stalls", is_flag=True, help="The links stand still for 300 ms every 5 s.")
+@click.option("--cached", is_flag=True, help="Prompts are read once, before; else by every request anew.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
 @click.option("--step-ms", type=MS_ABOVE_0, help="Replay: a step of one token.")
 @click.option("--step-slope", type=SHARE, help="Replay: each further token.  [default: 0.02]")
@@ -130,6 +130,7 @@ def stream(
     ks: tuple[int, ...],
     jitter_ms: float,
     stalls: bool,
+    cached: bool,
     threads: int,
     step_ms: float | None,
     step_slope: float | None,
@@ -163,12 +164,12 @@ def stream(
         draft_line_cost=draft_line_cost,
         pace=pace,
     )
-    campaign = Campaign(rtts_ms, modes, ks, max_tokens, repeat, seed, objective, jitter_ms, stalls)
+    campaign = Campaign(rtts_ms, modes, ks, max_tokens, repeat, seed, objective, jitter_ms, stalls, cached)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     click.echo("starting the daemons, and a request to each edge to warm up", err=True)
     measured = measure(pair, campaign, _progress)
     report = {
-        "machine": {"cpu": describe_machine(), "memory_gib": _memory_gib()},
+        "machine": {"cpu": describe_machine(), "memory_gib": memory_gib()},
         "versions": versions(),
         "command": shlex.join(["ecd", *sys.argv[1:]]),
         "started": started,
@@ -189,10 +190,6 @@ def stream(
             f"{report['differing']} of {report['answers']} answers differ from the most common to the prompt",
             err=True,
         )
-
-
-def _memory_gib() -> float:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1)
 
 
 def _progress(cells: Sequence[Cell]) -> Any:
