@@ -36,8 +36,8 @@ MODEL_ROOM = ("--context-tokens", "512")
 LINK = Conditions(delay_s=0.01, jitter_s=0.005)
 IMPATIENT = {"ping_interval_s": 0.5, "silence_s": 2.0}
 RECONNECT = {"first_s": 0.05, "longest_s": 0.5}
-# Too little memory for the states of a few answers, so that they go to the disk, whose files go again too.
-CACHE_BYTES, DISK_BYTES = 8 << 20, 32 << 20
+# No memory for the states of texts that are over, so that all go to the disk, where there is room for a few.
+CACHE_BYTES, DISK_BYTES = 0, 32 << 20
 # Not the address that connections are made from: the link, which dials while there is no cloud, could else
 # take the cloud's own port, and even be answered by itself.
 CLOUD_HOST = "127.0.0.2"
@@ -96,7 +96,9 @@ def _settings(place: Path, **settings: Any) -> tuple[str, str]:
     disk = {"path": str(place / "kv"), "max_bytes": DISK_BYTES}
     cache = {"max_bytes": CACHE_BYTES, "disk": disk}
     file = place / "settings.yaml"
-    file.write_text(yaml.safe_dump({"keepalive": IMPATIENT, "kv_cache": cache, **settings}))
+    # What is said of every answer would soon be longer than the files that are not to find room.
+    common = {"keepalive": IMPATIENT, "kv_cache": cache, "log_level": "warning"}
+    file.write_text(yaml.safe_dump(common | settings))
     return "--config", str(file)
 
 
