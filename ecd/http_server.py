@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.errors import DaemonError
 
 log = logging.getLogger(__name__)
