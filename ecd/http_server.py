@@ -13,6 +13,7 @@ import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -47,6 +48,16 @@ class BoundedProtocol(H11Protocol):
             transport.abort()
         else:
             self.loop.call_later(HEAD_S, self._close_if_idle)
+
+    def send_400_response(self, msg: str) -> None:
+        """What the client sends is not HTTP: the connection ends, whatever was being answered there."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+        if self.cycle is not None:
+            # Else the application's answer, which comes too late, is an error with a traceback in the log.
+            self.cycle.disconnected = True
 
     def _close_if_idle(self) -> None:
         if self.cycle is None:

@@ -161,7 +161,7 @@ def test_what_needs_an_extra_says_which(command: str, monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.setattr(ctl, "_check_terminal", lambda command, instead: None)
+    monkeypatch.setattr("ecd.terminal.commands._check_terminal", lambda command, instead: None)
     context = click.Context(ctl.cli, obj=Path("/nowhere"))
     with context, pytest.raises(Exception, match=re.escape("pip install 'ecd[terminal]'")):
         ctl.cli.commands[command].main([], standalone_mode=False, obj=Path("/nowhere"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -70,3 +71,32 @@ async def test_who_has_asked_may_take_longer(port: int, monkeypatch: pytest.Monk
     assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
     await asyncio.sleep(0.1)
     assert await is_answered((reader, writer))
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(("wait", "status"), [(False, b"400"), (True, b"200")])
+async def test_a_body_that_is_not_http_ends_its_connection_and_no_log_has_a_traceback(
+    port: int, caplog: pytest.LogCaptureFixture, wait: bool, status: bytes
+) -> None:
+    """Before the answer, and behind it."""
+    reader, writer = await connected(port, CHUNKED)
+    answer = await reader.readuntil(b"ok") if wait else b""
+    writer.write(b"no chunk\r\n")
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            answer += await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert await is_answered(await connected(port))
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+async def test_what_is_not_http_behind_an_answer_is_told_so(port: int) -> None:
+    reader, writer = await connected(port, REQUEST)
+    await reader.readuntil(b"ok")
+    writer.write(b"no request\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+    writer.close()

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from ecd.cli import oracle
-from ecd.ctl import run, set_
+from ecd.ctl import set_
+from ecd.terminal.commands import run
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def history_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 def chat(socket: Path, settings: Settings, *, colour: bool) -> None:
     """Talks until /quit or Ctrl-D. Raises DaemonError, or BadRequest for a daemon that is not an edge."""
-    click.echo(_greeting(_status(socket)))
+    click.echo(harmless(_greeting(_status(socket))))
     if colour:
         click.echo(key())
     editor: PromptSession[str] = PromptSession(history=_history(history_file()), key_bindings=_keys())
@@ -89,7 +89,7 @@ class _Chat:
     def _obey(self, verb: Verb, rest: str) -> None:
         match verb:
             case Verb.CONFIG:
-                click.echo(table([*_daemons(self.socket), *told(self.settings)]))
+                click.echo(harmless(table([*_daemons(self.socket), *told(self.settings)])))
             case Verb.HELP:
                 click.echo(HELP)
             case Verb.MODE:

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ecd.client import BlockingClient
+from ecd.terminal.colour import harmless
 
 # As many of the last rates as are drawn.
 HISTORY = 60
@@ -82,7 +83,7 @@ def view(now: Reading, rate: Rates, history: Sequence[float]) -> RenderableType:
     """The picture of one moment. `history`: the last total rates, oldest first."""
     gauges = Table.grid(padding=(0, 2))
     for name, value in [("tokens/s", f"{rate.total:.1f}  {sparkline(history)}"), *_gauges(now)]:
-        gauges.add_row(Text(name, "dim"), Text(value))
+        gauges.add_row(Text(name, "dim"), Text(harmless(value)))
     return Group(
         Text(f"ecd {now.status['role']}, {now.status['state']}", "bold"), gauges, "", _sessions(now, rate)
     )

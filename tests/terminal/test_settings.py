@@ -5,8 +5,8 @@ from typing import Any
 import click
 import pytest
 
-from ecd.ctl import chat
 from ecd.options import run_arguments
+from ecd.terminal.commands import chat
 from ecd.terminal.settings import changed, told
 
 

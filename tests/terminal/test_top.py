@@ -128,3 +128,9 @@ def test_square_brackets_are_text_and_no_markup() -> None:
     link = {**EDGE["link"], "cloud": "[::1]:7040", "reason": "[bold]"}  # type: ignore[dict-item]
     text = drawn(Reading(1.0, {**EDGE, "link": link}, EDGE_STATS, []), Rates(0.0, {}))
     assert "connected to [::1]:7040: [bold]" in text
+
+
+def test_a_cloud_s_name_for_its_model_cannot_steer_the_terminal() -> None:
+    target = {"name": "\x1b]0;mine\x07\x9b2J"}
+    text = drawn(Reading(1.0, {**EDGE, "target_model": target}, EDGE_STATS, []), Rates(0.0, {}))
+    assert "small drafts for \ufffd]0;mine\ufffd\ufffd2J" in text
