@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ecd.config import CloudConfig, EdgeConfig, load_config
-from ecd.engine.vllm_args import OWN, SETTINGS, SINGLE, refusal
+from ecd.engine.vllm_args import OWN, REFUSED, SETTINGS, SINGLE, refusal
 
 TEXT = (Path(__file__).parents[1] / "docs" / "DEPLOY.md").read_text(encoding="utf-8")
 KINDS = {"cloud": CloudConfig, "edge": EdgeConfig}
@@ -34,5 +34,5 @@ def test_its_engine_arguments_are_not_refused(given: str) -> None:
 
 
 def test_it_names_every_argument_that_is_refused() -> None:
-    for name in (*OWN, *SETTINGS, *SINGLE):
+    for name in (*OWN, *SETTINGS, *SINGLE, *REFUSED):
         assert f"`{name}`" in TEXT, name

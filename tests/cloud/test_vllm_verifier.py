@@ -307,7 +307,12 @@ def test_who_is_parked_gives_way_when_room_is_short(
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Callable[[Sequence[int]], np.ndarray]:
-    """Logits of the same weights, float32[tokens, vocabulary], by another implementation."""
+    """Logits of the same weights by another implementation."""
+    return logits_of(folder)
+
+
+def logits_of(folder: Path) -> Callable[[Sequence[int]], np.ndarray]:
+    """The logits behind each of some tokens by transformers on the CPU, float32[tokens, vocabulary]."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)

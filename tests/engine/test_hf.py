@@ -171,6 +171,8 @@ class TestRefusals:
         (Path(folder) / "code.py").write_text("raise SystemExit('code of a model was run')")
         with pytest.raises(ModelError, match="trust_remote_code"):
             HfModel(folder)
+        with pytest.raises(SystemExit, match="code of a model was run"):
+            HfModel(folder, trust_remote_code=True)
 
 
 PAIRS = [

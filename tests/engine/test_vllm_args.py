@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.engine.vllm_args import OWN, SETTINGS, SINGLE, refusal
+from ecd.engine.vllm_args import OWN, REFUSED, SETTINGS, SINGLE, refusal
 
 FREE = ("tensor_parallel_size", "quantization", "gpu_memory_utilization", "max_model_len", "dtype")
 
@@ -39,6 +39,11 @@ def test_what_vllm_alone_decides_is_let_through(args: dict[str, Any]) -> None:
         ({"pipeline_parallel_size": 2}, "engine_args.pipeline_parallel_size 2 is not supported"),
         ({"pipeline_parallel_size": "2"}, "tensor_parallel_size spreads a model"),
         ({"data_parallel_size": 4}, "an `ecd cloud` for each replica"),
+        ({"spec_tokens": 3}, "engine_args.spec_tokens is ecd's own"),
+        ({"max_num_active_seqs": 3}, "the setting `sessions`"),
+        ({"tokenizer": "a/b"}, "engine_args.tokenizer is not taken: tokenizer and"),
+        ({"override_generation_config": {"top_k": 1}}, "sampling settings come with each request; leave it"),
+        ({"enable_lora": True}, "no request names an adapter"),
     ],
 )
 def test_what_is_refused_is_named_with_what_to_do(args: dict[str, Any], said: str) -> None:
@@ -49,7 +54,7 @@ def test_what_is_refused_is_named_with_what_to_do(args: dict[str, Any], said: st
 
 @given(
     st.dictionaries(st.sampled_from(FREE), st.integers(), max_size=3),
-    st.sampled_from([*OWN, *SETTINGS, *SINGLE]),
+    st.sampled_from([*OWN, *SETTINGS, *SINGLE, *REFUSED]),
 )
 def test_no_company_hides_a_refused_one(others: dict[str, Any], name: str) -> None:
     assert refusal(others) is None
