@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from ecd.wire.frames import is_uint, pack_ids, unpack_ids
 
-# What a peer tells of itself is shown to others, in frames, as JSON and on terminals; encoders have no room for
-# more than some hundred levels, and a terminal obeys control characters: C0, DEL and C1.
+# What a peer tells of itself is shown to others, in frames, as JSON and on terminals. Encoders have no room
+# for more than some hundred levels, and terminals obey control characters: C0, DEL and C1.
 MAX_MAP_DEPTH = 16
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
