@@ -33,7 +33,7 @@ from ecd.options import (
     template_option,
 )
 from ecd.terminal.batch import read_prompts, run_batch
-from ecd.terminal.colour import coloured, harmless, legend, wants_colour
+from ecd.terminal.colour import coloured, harmless, json_line, legend, wants_colour
 from ecd.terminal.completion import completion
 from ecd.terminal.doctor import Level, examine
 from ecd.tracing import lines
@@ -130,7 +130,7 @@ def run(socket: Path, /, prompt: str, as_json: bool, color: bool, **options: Any
                     # A pipe gets the text as it is; click would take escape sequences out of it.
                     click.echo(harmless(event["text"]) if terminal else event["text"], nl=False, color=True)
                 case "done":
-                    click.echo(json.dumps(event, ensure_ascii=False) if as_json else "")
+                    click.echo(json_line(event) if as_json else "")
                     if colour and not as_json:
                         click.echo(legend(event["origins"]), err=True)
 
@@ -406,7 +406,7 @@ def trace(socket: Path, session: int, as_json: bool) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_line(value)
     return text if len(text) <= TRACE_WIDTH else text[: TRACE_WIDTH - 1] + "…"
 
 
@@ -424,7 +424,7 @@ def drain(socket: Path, as_json: bool) -> None:
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json_line(result))
         return
     rows = _flat(result)
     width = max((len(name) for name, _ in rows), default=0)
