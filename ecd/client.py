@@ -8,6 +8,7 @@ with BlockingClient() as ecd:
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ecd.config import default_socket
-from ecd.control import MAX_ITEMS, READ_BYTES, ControlType
+from ecd.control import MAX_ITEMS, READ_BYTES, ControlType, distrust_of, peer_uid
 from ecd.errors import Code, DaemonError, ProtocolError, RemoteError
 from ecd.wire.frames import FrameReader, encode_frame
 
@@ -31,6 +32,13 @@ def _unreachable(path: Path, reason: OSError) -> DaemonError:
 
 def _closed(path: Path) -> DaemonError:
     return DaemonError(f"the daemon on {path} closed the connection")
+
+
+def _check_daemon(sock: socket.socket, path: Path) -> None:
+    """Raises DaemonError when it runs as somebody who is not to know what is asked."""
+    distrust = distrust_of(peer_uid(sock), os.geteuid())
+    if distrust is not None:
+        raise DaemonError(f"the daemon on {path} {distrust}")
 
 
 def _outcome(fields: list[Any]) -> tuple[bool, dict[str, Any]]:
@@ -63,6 +71,11 @@ class Client:
             self._reader, self._writer = await asyncio.open_unix_connection(str(self._path))
         except OSError as e:
             raise _unreachable(self._path, e) from None
+        try:
+            _check_daemon(self._writer.get_extra_info("socket"), self._path)
+        except DaemonError:
+            self._writer.close()
+            raise
         self._reader_task = asyncio.create_task(self._read())
         return self
 
@@ -143,6 +156,11 @@ class BlockingClient:
             self._socket.connect(str(self._path))
         except OSError as e:
             raise _unreachable(self._path, e) from None
+        try:
+            _check_daemon(self._socket, self._path)
+        except DaemonError:
+            self._socket.close()
+            raise
         return self
 
     def __exit__(

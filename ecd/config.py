@@ -3,7 +3,9 @@
 Owns names, units (in the names), defaults and ranges. README.md and docs/ARCHITECTURE.md explain them.
 """
 
+import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, assert_never, get_args
 
@@ -29,14 +31,20 @@ from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 def default_socket(role: str) -> Path:
     """Where a daemon's control socket lies unless it is told otherwise: the user's runtime folder.
 
-    Raises ConfigError when somebody else made the folder that stands in for a missing one.
+    Raises ConfigError when others made the folder that stands in for a missing one, or could change it.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
         return Path(runtime) / "ecd" / f"{role}.sock"
     folder = Path(f"/tmp/ecd-{os.getuid()}")
-    if folder.exists() and folder.stat().st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to somebody else; set XDG_RUNTIME_DIR, or name a --socket")
+    with contextlib.suppress(FileNotFoundError):
+        # A link to a folder of this user's could point elsewhere a moment later.
+        facts = folder.lstat()
+        if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022:
+            raise ConfigError(
+                f"{folder} belongs to somebody else, or others can change it; set XDG_RUNTIME_DIR, or name a "
+                "--socket"
+            )
     return folder / f"{role}.sock"
 
 

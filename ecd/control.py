@@ -83,6 +83,16 @@ def refusal_of(uid: int | None, own: int) -> str | None:
     return f"uid {uid} may not use this daemon, which runs as uid {own}; ask it as that user, or as root"
 
 
+def distrust_of(uid: int | None, own: int) -> str | None:
+    """Why a program that runs as `own` should tell nothing to a daemon that runs as `uid`; None if it may.
+
+    Whoever has put a socket where another was expected is not to get prompts. Root knows whom it asks.
+    """
+    if uid in (own, 0, None) or own == 0:
+        return None
+    return f"runs as uid {uid}, which is neither you (uid {own}) nor root; name your own daemon's --socket"
+
+
 @contextlib.asynccontextmanager
 async def control_socket(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
     """Serves the handlers at `path` while the context lasts; DaemonError when another daemon does.
@@ -125,7 +135,10 @@ def _owned(path: Path) -> Iterator[None]:
         raise DaemonError(f"socket path {path} is longer than {MAX_PATH_BYTES} bytes; choose a shorter one")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock_file = path.with_name(path.name + ".lock").open("w")
+        _check_folder(path)
+        # In a folder that others may write to, it could be a link to a file of ours.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock_file = os.fdopen(os.open(path.with_name(path.name + ".lock"), flags, 0o600), "rb")
     except OSError as e:
         raise DaemonError(f"cannot use the folder of {path}: {e.strerror}; choose another --socket") from None
     with lock_file as lock:
@@ -136,11 +149,27 @@ def _owned(path: Path) -> Iterator[None]:
                 f"another daemon serves {path}; stop it, or give this one another --socket"
             ) from None
         # Whoever holds the lock owns the path: a socket that lies there was left by a daemon that died.
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            raise DaemonError(f"cannot replace {path}: {e.strerror}; choose another --socket") from None
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _check_folder(path: Path) -> None:
+    """Raises DaemonError when the folder is another user's, who could put a socket of his own there.
+
+    Root is not asked: it may serve somebody's folder, as in a container.
+    """
+    owner, own = path.parent.stat().st_uid, os.geteuid()
+    if own and owner not in (own, 0):
+        raise DaemonError(
+            f"the folder of {path} belongs to uid {owner}, who could put another socket there; "
+            "choose another --socket"
+        )
 
 
 async def _serve(

@@ -18,7 +18,7 @@ from ecd import __version__
 from ecd.client import BlockingClient
 from ecd.config import default_socket
 from ecd.options import EXIT_ERROR, EXIT_STATUS, HELP_WIDTH, run_program
-from ecd.terminal.colour import harmless
+from ecd.terminal.colour import harmless, json_line
 from ecd.terminal.commands import batch, chat, run, top
 from ecd.terminal.completion import completion
 from ecd.terminal.doctor import Level, examine
@@ -253,7 +253,7 @@ def trace(socket: Path, session: int, as_json: bool) -> None:
 
 
 def _short(value: Any) -> str:
-    text = harmless(json.dumps(value, ensure_ascii=False))
+    text = json_line(value)
     return text if len(text) <= TRACE_WIDTH else text[: TRACE_WIDTH - 1] + "…"
 
 
@@ -271,7 +271,7 @@ def drain(socket: Path, as_json: bool) -> None:
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json_line(result))
         return
     rows = _flat(result)
     width = max((len(name) for name, _ in rows), default=0)

@@ -6,6 +6,7 @@ Owns the form, and the names of what a line is about. A line about a connection 
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ Format = Literal["text", "json"]
 
 # What a line may be about, in the order in which it is written.
 ABOUT = ("connection", "peer", "tenant", "session", "stream")
+# What would begin another line, or be obeyed by the terminal that shows it: all of C0 and C1, and DEL.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL LOGGER: MESSAGE [connection=1 session=7]`."""
+    """`TIME LEVEL LOGGER: MESSAGE [connection=1 session=7]`; control characters are shown as `?`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -24,7 +27,7 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line, without a traceback."""
         about = " ".join(f"{name}={value}" for name, value in _about(record).items())
-        return super().formatMessage(record) + (f" [{about}]" if about else "")
+        return CONTROL.sub("?", super().formatMessage(record) + (f" [{about}]" if about else ""))
 
 
 class JsonFormatter(logging.Formatter):

@@ -354,6 +354,32 @@ def test_the_socket_lies_in_the_users_runtime_folder(monkeypatch: pytest.MonkeyP
     assert load_config(EdgeConfig, None, {"model": "m", "socket": "/x/y.sock"}).socket == Path("/x/y.sock")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+def test_the_folder_in_place_of_that_one_is_this_user_s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    user = 3_000_000_000 + os.getpid()
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    folder = Path(f"/tmp/ecd-{user}")
+    folder.mkdir(mode=0o700)
+    try:
+        with pytest.raises(ConfigError, match="belongs to somebody else"):
+            default_socket("edge")
+        os.chown(folder, user, -1)
+        assert default_socket("edge") == folder / "edge.sock"
+        folder.chmod(0o777)
+        with pytest.raises(ConfigError, match="others can change it"):
+            default_socket("edge")
+    finally:
+        folder.rmdir()
+    folder.symlink_to("/tmp")
+    try:
+        os.lchown(folder, user, -1)
+        with pytest.raises(ConfigError, match="belongs to somebody else"):
+            default_socket("edge")
+    finally:
+        folder.unlink()
+
+
 def test_metrics_stay_on_this_machine_unless_told_otherwise() -> None:
     assert CloudConfig(model="m", metrics="127.0.0.1:9464").metrics == "127.0.0.1:9464"
     with pytest.raises(ValidationError, match=r"metrics 0\.0\.0\.0:9464 can be read from other machines"):

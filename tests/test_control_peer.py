@@ -4,16 +4,25 @@ import asyncio
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from ecd.client import Client
-from ecd.control import ControlType, Notify, control_socket, peer_uid, refusal_of
-from ecd.errors import Code
+from ecd.client import BlockingClient, Client
+from ecd.config import EdgeConfig
+from ecd.control import ControlType, Notify, control_socket, distrust_of, peer_uid, refusal_of
+from ecd.edge.handing import socket_of
+from ecd.edge.run_args import AnswerSettings
+from ecd.edge.service import EdgeService
+from ecd.edge.taking import Taking, handover
+from ecd.errors import Code, DaemonError
+from ecd.wire.connection import Closed, Connected, Connection, Event, Role, Settings
+from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.frames import FrameReader, encode_frame
 
 STRANGER = 54321
+EDGE = Settings(Role.EDGE, "a test", Fingerprint(100, "a", {}, "bpe", "b"))
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as somebody else")
 LIMIT_S = 20.0
 
 
@@ -25,6 +34,14 @@ def test_the_daemon_s_user_and_root_may_and_others_are_told() -> None:
         "uid 1001 may not use this daemon, which runs as uid 1000; ask it as that user, or as root"
     )
     assert refusal_of(1001, 0) is not None
+
+
+def test_a_daemon_of_this_user_or_of_root_is_told_and_no_other() -> None:
+    assert distrust_of(1000, 1000) is None
+    assert distrust_of(0, 1000) is None
+    assert distrust_of(None, 1000) is None
+    assert distrust_of(1001, 0) is None  # root knows whom it asks
+    assert "runs as uid 1001, which is neither you (uid 1000) nor root" in str(distrust_of(1001, 1000))
 
 
 async def test_the_kernel_says_who_connected(tmp_path: Path) -> None:
@@ -41,7 +58,7 @@ async def test_the_kernel_says_who_connected(tmp_path: Path) -> None:
     assert uids == [os.geteuid()]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as somebody else")
+@needs_root
 async def test_another_user_is_refused_in_words_though_the_mode_lets_it_in() -> None:
     calls: list[str] = []
 
@@ -70,3 +87,74 @@ async def test_another_user_is_refused_in_words_though_the_mode_lets_it_in() -> 
         async with Client(path) as client:
             assert await client.call("status") == {"role": "edge"}
     path.with_name(path.name + ".lock").unlink()
+
+
+@needs_root
+async def test_a_client_tells_nothing_to_a_daemon_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(path: Path) -> None:
+        with BlockingClient(path):
+            raise AssertionError("connected")
+
+    path = Path(f"/tmp/ecd-peer-{os.getpid()}-daemon.sock")
+    with socket.socket(socket.AF_UNIX) as served:
+        # The kernel notes who listens.
+        os.seteuid(STRANGER)
+        try:
+            served.bind(str(path))
+            served.listen()
+        finally:
+            os.seteuid(0)
+        try:
+            monkeypatch.setattr(os, "geteuid", lambda: STRANGER + 1)
+            with pytest.raises(DaemonError, match=f"runs as uid {STRANGER}, which is neither you"):
+                ask(path)
+            with pytest.raises(DaemonError, match=f"runs as uid {STRANGER}, which is neither you"):
+                await Client(path).__aenter__()
+        finally:
+            path.unlink()
+
+
+@needs_root
+async def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(tmp_path, STRANGER, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER + 1)
+    with pytest.raises(DaemonError, match=f"belongs to uid {STRANGER}"):
+        await control_socket(tmp_path / "s", {}).__aenter__()
+
+
+async def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "s.lock").symlink_to(precious)
+    with pytest.raises(DaemonError, match="cannot use the folder"):
+        await control_socket(tmp_path / "s", {}).__aenter__()
+    assert precious.read_text() == "mine"
+
+
+@needs_root
+async def test_another_user_hands_nothing_over_though_the_mode_lets_it_in() -> None:
+    path = Path(f"/tmp/ecd-peer-{os.getpid()}-over.sock")
+    config = EdgeConfig(model="m", socket=path)
+    taking = Taking(
+        cast(EdgeService, None), Settings(Role.CLOUD, "a test", EDGE.fingerprint), AnswerSettings()
+    )
+    loop, connection = asyncio.get_running_loop(), Connection(EDGE, 0.0)
+    events: list[Event] = []
+    async with asyncio.timeout(LIMIT_S), handover(config, taking):
+        where = Path(socket_of(str(path)))
+        where.chmod(0o666)
+        with socket.socket(socket.AF_UNIX) as sock:
+            os.seteuid(STRANGER)
+            try:
+                sock.connect(str(where))
+            finally:
+                os.seteuid(0)
+            sock.setblocking(False)
+            await loop.sock_sendall(sock, b"".join(frame.data for frame in connection.output()))
+            while data := await loop.sock_recv(sock, 1 << 16):
+                events += connection.receive(data, 0.0)
+    welcomed, closed = events
+    assert isinstance(welcomed, Connected)
+    assert isinstance(closed, Closed)
+    assert closed.code is Code.AUTH
+    assert f"uid {STRANGER} may not use this daemon" in closed.message

@@ -22,6 +22,11 @@ def test_text_ends_with_what_it_is_about() -> None:
     assert TextFormatter().format(record("ready")).endswith(" INFO ecd.test: ready")
 
 
+def test_what_a_peer_says_begins_no_line_and_moves_no_cursor() -> None:
+    line = TextFormatter().format(record("left: %s", "bye\n2026 INFO ecd: \x1b[2Jall is well\x9b", session=7))
+    assert line.endswith("left: bye?2026 INFO ecd: ?[2Jall is well? [session=7]")
+
+
 def test_json_has_it_as_fields() -> None:
     made = record("ended: %s\n", "人", session=7, unknown=3)
     made.created = 0.25

@@ -88,6 +88,13 @@ def test_settings_are_valid_and_agree_with_the_units(root: Path) -> None:
         assert int(stop.partition("=")[2]) > config.drain_s
 
 
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_a_crash_leaves_no_image_of_memory_on_the_disk(role: str) -> None:
+    unit = (HOME / "systemd" / f"ecd-{role}.service").read_text()
+    assert "\nLimitCORE=0\n" in unit
+    assert "\nWatchdogSec=" in unit  # which ends it with SIGABRT
+
+
 def test_installing_again_keeps_the_settings(root: Path) -> None:
     mine = root / "etc/ecd/edge.yaml"
     mine.write_text("model: mine\n")

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # So many new connections a second, whoever they are: shaking hands takes the time of those who are in.
 ACCEPTS_PER_S = 200.0
+# What one counts as that is refused at once: an address that floods is not to use up the others' share.
+REFUSED = 0.1
 # Connections that wait to be accepted.
 BACKLOG = 512
 # What accept says when the process, or the machine, can hold no more.
@@ -99,9 +101,9 @@ class Listener:
                     log.error("cannot accept connections: %s; raise the limit on open files", e.strerror)
                     await asyncio.sleep(EXHAUSTED_WAIT_S)
                 continue
-            self._accepts.take(1, monotonic())
             source = source_of(address[0])
             refusal = self._admission.enter(source)
+            self._accepts.take(1 if refusal is None else REFUSED, monotonic())
             if refusal is None:
                 connections.create_task(self._serve(sock, source))
             else:

@@ -48,6 +48,7 @@ from ecd.wire.messages import (
     Reset,
     Tokens,
 )
+from ecd.wire.prefix import BLOCK_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -342,6 +343,8 @@ class CloudService:
         try:
             tenant.check_open(message.prefix_len + len(message.prompt))
             self._batcher.check_fits(message.prefix_len + len(message.prompt), message.max_tokens)
+            # A short frame that asks for as much work as a long one.
+            tenant.charge(message.prefix_len // BLOCK_TOKENS, monotonic())
             if message.prefix_len and message.prompt:
                 prefix = self._prefixes.resolve(tenant.name, message.prefix_hash, message.prefix_len)
                 message = replace(message, prompt=(*prefix, *message.prompt))

@@ -9,21 +9,23 @@ import contextlib
 import hmac
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
 from ecd.addresses import split_address
 from ecd.config import EdgeConfig
+from ecd.control import peer_uid, refusal_of
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.handing import socket_of
 from ecd.edge.request import Request
 from ecd.edge.run_args import AnswerSettings, patience_us
 from ecd.edge.service import EdgeService
-from ecd.errors import AuthError, BadRequest, DaemonError, EcdError, UnknownPrefix
+from ecd.errors import AuthError, BadRequest, Code, DaemonError, EcdError, UnknownPrefix
 from ecd.logprobs import check_top
 from ecd.sampling import Sampling
 from ecd.text import check_stop
-from ecd.wire.connection import Closed, Connection, Event, Received, Settings
+from ecd.wire.connection import Closed, Connected, Connection, Event, Received, Settings
 from ecd.wire.link import Link
 from ecd.wire.messages import Credit, Finish, Kv, Open, Origin, Reset, Tokens
 
@@ -48,6 +50,8 @@ class Taking:
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
+            case Connected():
+                _check_user(link)
             case Received(message=Open() as opening):
                 self._take(link, opening)
             case Received(message=message):
@@ -133,6 +137,17 @@ def request_of(opening: Open, pace: AnswerSettings) -> Request:
         fresh=bool(opening.fresh),
         committed=opening.committed,
     )
+
+
+def _check_user(link: Link) -> None:
+    """Ends a link over the Unix socket from another user, whatever the mode of the file has become."""
+    sock = link.peer_socket()
+    if sock is None or sock.family != socket.AF_UNIX:
+        return
+    refusal = refusal_of(peer_uid(sock), os.geteuid())
+    if refusal is not None:
+        log.warning("hand-over refused: %s", refusal)
+        link.close(Code.AUTH, refusal)
 
 
 def showing(token: str | None) -> Callable[[bytes | None], str]:

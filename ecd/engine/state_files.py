@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
 import struct
 import tempfile
 import time
@@ -63,7 +64,8 @@ class StateFiles:
     """Saved states of the model and engine with this fingerprint, in a folder of at most `max_bytes`.
 
     The folder may be shared by daemons and models: the bound is on all files in it, and the least recently
-    used go first, whoever wrote them. Raises ConfigError when the folder cannot be made.
+    used go first, whoever wrote them. Raises ConfigError when the folder cannot be made, or when others
+    could put files into it.
     """
 
     def __init__(self, folder: Path, max_bytes: int, fingerprint: bytes):
@@ -73,6 +75,7 @@ class StateFiles:
         self._files: dict[Path, _File] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_folder(folder)
             self._scan()
         except OSError as e:
             raise ConfigError(
@@ -165,8 +168,8 @@ class StateFiles:
         listed = []
         for path in self._folder.glob("*" + SUFFIX):
             with contextlib.suppress(OSError):
-                stat = path.stat()
-                listed.append((path, stat.st_size, stat.st_mtime))
+                facts = path.stat()
+                listed.append((path, facts.st_size, facts.st_mtime))
         return sorted(listed, key=lambda each: each[2])
 
     def _read(self, file: _File) -> Saved:
@@ -212,6 +215,19 @@ class StateFiles:
         self._files.pop(path, None)
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError for one in which others could put files: what llama.cpp is given must be our own.
+
+    Root may use another's folder, as in a container.
+    """
+    facts, own = folder.stat(), os.geteuid()
+    if facts.st_mode & stat.S_IWOTH or (own and facts.st_uid not in (own, 0)):
+        raise ConfigError(
+            f"kv_cache.disk.path: others could put files into {folder} (uid {facts.st_uid}, mode "
+            f"{stat.S_IMODE(facts.st_mode):04o}); `chmod 700` it, or name a folder of this user's"
+        )
 
 
 def _read_header(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 Owns the colours and when there are any. Knows events of `run`, and neither calls nor who prints.
 """
 
+import json
 import os
 import re
 from collections import Counter
@@ -31,6 +32,12 @@ def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) ->
 def harmless(text: str) -> str:
     """Text without control characters, so that no answer can move the cursor or set the clipboard."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def json_line(value: Any) -> str:
+    """JSON in which DEL and C1 are escaped as C0 is, so that a terminal obeys nothing in it."""
+    line = json.dumps(value, ensure_ascii=False)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def coloured(event: Mapping[str, Any]) -> str:

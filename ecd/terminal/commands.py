@@ -5,7 +5,6 @@ modules'.
 """
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from ecd.options import (
     template_option,
 )
 from ecd.terminal.batch import read_prompts, run_batch
-from ecd.terminal.colour import coloured, harmless, legend, wants_colour
+from ecd.terminal.colour import coloured, harmless, json_line, legend, wants_colour
 
 _color = click.option(
     "--color",
@@ -69,7 +68,7 @@ def run(socket: Path, /, prompt: str, as_json: bool, color: bool, **options: Any
                     # A pipe gets the text as it is; click would take escape sequences out of it.
                     click.echo(harmless(event["text"]) if terminal else event["text"], nl=False, color=True)
                 case "done":
-                    click.echo(json.dumps(event, ensure_ascii=False) if as_json else "")
+                    click.echo(json_line(event) if as_json else "")
                     if colour and not as_json:
                         click.echo(legend(event["origins"]), err=True)
 

@@ -153,12 +153,21 @@ def _clocks_apart_s(client: BlockingClient) -> float | None:
     before, give_up = _cloud_time(client), time.monotonic() + PONG_S
     while time.monotonic() < give_up:
         link = client.call("status")["link"]
-        told = link["cloud_load"].get("time")
+        told = _time_in(link["cloud_load"])
         if told is not None and told != before:
-            return time.time() - (float(told) + (link["rtt_ms"] or 0.0) / 2000)
+            return time.time() - (told + (link["rtt_ms"] or 0.0) / 2000)
         time.sleep(LOOK_S)
     return None
 
 
-def _cloud_time(client: BlockingClient) -> Any:
-    return client.call("status")["link"]["cloud_load"].get("time")
+def _cloud_time(client: BlockingClient) -> float | None:
+    return _time_in(client.call("status")["link"]["cloud_load"])
+
+
+def _time_in(load: Mapping[str, Any]) -> float | None:
+    """What a cloud says, which may be nonsense: seconds since 1970."""
+    match load.get("time"):
+        case int() | float() as told if 0 <= told < 1e11:
+            return float(told)
+        case _:
+            return None

@@ -41,9 +41,9 @@ class EdgeTls(BaseModel):
 class Limits(BaseModel):
     """What one tenant may use, over all its connections; None: as much as there is.
 
-    `sessions`: open at once, running or waiting. `prompt_tokens`: of one session. `hints_per_s`: hints, each
-    frame and each 256 bytes counted as one more. `rejected_per_s`: hints that were verified in vain.
-    `bytes_in_flight`: what the cloud holds for it, unsent or not complete yet.
+    `sessions`: open at once, running or waiting. `prompt_tokens`: of one session. `hints_per_s`: hints; each
+    frame, each 256 bytes and each 64 tokens of a known prefix counted as one more. `rejected_per_s`: hints
+    that were verified in vain. `bytes_in_flight`: what the cloud holds for it, unsent or not complete yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

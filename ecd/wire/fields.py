@@ -4,15 +4,17 @@ Owns the plain types, lists, optional values and packed ids. Knows no message: t
 one message has, are in `messages`.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from ecd.wire.frames import is_uint, pack_ids, unpack_ids
 
-# What a peer tells of itself is shown to others, in frames and as JSON; encoders have no room for more than
-# some hundred levels.
+# What a peer tells of itself is shown to others, in frames, as JSON and on terminals. Encoders have no room
+# for more than some hundred levels, and terminals obey control characters: C0, DEL and C1.
 MAX_MAP_DEPTH = 16
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Codec(NamedTuple):
@@ -72,17 +74,22 @@ def _uint(bits: int) -> Codec:
     return plain(f"u{bits}", lambda value: is_uint(value, bits))
 
 
-def _nests_beyond(value: Any, depth: int) -> bool:
-    """Whether arrays and maps nest deeper; never recurses itself deeper than that."""
-    inner: Iterable[Any]
+def _can_be_told(value: Any, depth: int) -> bool:
+    """Whether a value can be shown and be JSON: no binaries, no control characters, arrays and maps nested no
+    deeper; never recurses itself deeper than that.
+    """
     match value:
+        case str():
+            return CONTROL.search(value) is None
         case dict():
-            inner = value.values()
+            return depth > 0 and all(
+                isinstance(key, str) and _can_be_told(key, 0) and _can_be_told(inner, depth - 1)
+                for key, inner in value.items()
+            )
         case list():
-            inner = value
+            return depth > 0 and all(_can_be_told(inner, depth - 1) for inner in value)
         case _:
-            return False
-    return not depth or any(_nests_beyond(each, depth - 1) for each in inner)
+            return not isinstance(value, bytes)
 
 
 def decode_ids(value: Any, width: int) -> tuple[int, ...]:
@@ -94,12 +101,5 @@ def decode_ids(value: Any, width: int) -> tuple[int, ...]:
 U8, U16, U32, U64 = _uint(8), _uint(16), _uint(32), _uint(64)
 TEXT = plain("str", lambda value: isinstance(value, str))
 BYTES = plain("bin", lambda value: isinstance(value, bytes))
-MAP = plain(
-    "map",
-    lambda value: (
-        isinstance(value, dict)
-        and all(isinstance(key, str) for key in value)
-        and not _nests_beyond(value, MAX_MAP_DEPTH)
-    ),
-)
+MAP = plain("map", lambda value: isinstance(value, dict) and _can_be_told(value, MAX_MAP_DEPTH))
 IDS = Codec("ids", lambda value, width: pack_ids(value, width), decode_ids)

@@ -189,6 +189,13 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def peer_socket(self) -> socket.socket | None:
+        """For what the kernel knows of the other end; None once it is gone."""
+        sock: socket.socket | None = (
+            None if self._transport is None else self._transport.get_extra_info("socket")
+        )
+        return sock
+
     def certificate_expires(self) -> float | None:
         """When the peer's certificate ends, in seconds since 1970; None where it has shown none."""
         shown = None if self._transport is None else self._transport.get_extra_info("peercert")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from ecd.cloud import listener
 from ecd.cloud.admission import Admission
 from ecd.cloud.listener import Listener
 from ecd.errors import DaemonError
@@ -129,6 +130,24 @@ def test_one_address_that_takes_all_it_can_leaves_room_for_others(run: Callable[
                 assert cloud.listener.stats()["connections_refused"] == 2
             await until(lambda: not cloud.admission.held)
             assert await greets(cloud)
+
+    run(talk)
+
+
+def test_an_address_that_floods_does_not_use_up_what_is_accepted(
+    run: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The bucket is not filled meanwhile.
+    monkeypatch.setattr(listener, "monotonic", lambda: 0.0)
+
+    async def talk() -> None:
+        async with running(Cloud(per_address=1)) as cloud:
+            with ExitStack() as stack:
+                reach(cloud, stack)
+                for _ in range(int(listener.ACCEPTS_PER_S) + 50):
+                    assert await is_closed(reach(cloud, stack))
+                assert await greets(cloud, "127.0.0.2")
+            assert cloud.listener._accepts.level == pytest.approx(listener.ACCEPTS_PER_S - 2 - 25)
 
     run(talk)
 

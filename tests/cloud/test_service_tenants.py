@@ -222,6 +222,20 @@ async def test_long_frames_are_charged_by_their_length_and_a_reader_of_crumbs_by
         assert cloud.used("guest")["charged_hints"] == before + 1
 
 
+async def test_a_known_prefix_is_charged_by_its_length() -> None:
+    """A tenant could else have a long prompt put together again and again for a frame of a hundred bytes."""
+    prompt = tuple(range(1, 5 * BLOCK_TOKENS + 1))
+    *_, (known, _) = blocks(prompt)
+    async with running(Tenants(guest=Limits())) as cloud:
+        guest = await cloud.guest("guest")
+        assert await finished(guest, guest.open(*prompt, 5)) == [7, 7, 7]
+        before = cloud.used("guest")["charged_hints"]
+        stream = guest.open(5, prefix_hash=known, prefix_len=len(prompt))
+        assert await finished(guest, stream) == [7, 7, 7]
+        # The frame, and the blocks.
+        assert cloud.used("guest")["charged_hints"] >= before + 1 + 5
+
+
 async def test_wrong_hints_are_charged_to_their_tenant() -> None:
     async with running(Tenants(guest=Limits(rejected_per_s=1000), berlin=Limits())) as cloud:
         guest, berlin = await cloud.guest("guest"), await cloud.guest("berlin")

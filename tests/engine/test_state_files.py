@@ -83,6 +83,23 @@ def test_only_the_owner_may_read_what_users_said(tmp_path: Path) -> None:
     assert stat.S_IMODE(files_in(folder)[0].stat().st_mode) == 0o600
 
 
+def test_a_folder_in_which_others_could_put_files_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"kv_cache.disk.path: others could put files into .*mode 0777"):
+        StateFiles(tmp_path, ROOM, MODEL)
+    tmp_path.chmod(0o770)
+    StateFiles(tmp_path, ROOM, MODEL)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(tmp_path, 54321, -1)
+    StateFiles(tmp_path, ROOM, MODEL)
+    monkeypatch.setattr(os, "geteuid", lambda: 54322)
+    with pytest.raises(ConfigError, match=r"uid 54321, mode 0700"):
+        StateFiles(tmp_path, ROOM, MODEL)
+
+
 def test_states_of_another_model_are_not_used_and_stay(tmp_path: Path) -> None:
     StateFiles(tmp_path, ROOM, OTHER).write(saved(1000))
     files = StateFiles(tmp_path, ROOM, MODEL)

@@ -1,13 +1,23 @@
 """Text as a terminal may show it."""
 
 import io
+import json
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.terminal.colour import STYLES, coloured, harmless, key, legend, wants_colour
+from ecd.terminal.colour import (
+    CONTROL,
+    STYLES,
+    coloured,
+    harmless,
+    json_line,
+    key,
+    legend,
+    wants_colour,
+)
 from ecd.wire.messages import Origin
 
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
@@ -82,3 +92,14 @@ def test_the_legend_counts_what_is_there() -> None:
     assert click.unstyle(line) == "target 1 (25%)  draft-accepted 3 (75%)"
     assert legend([]) == ""
     assert click.unstyle(key()) == "target  draft-accepted  edge-confident  edge-offline"
+
+
+@given(st.text())
+def test_json_moves_no_cursor_and_says_the_same(text: str) -> None:
+    line = json_line({"text": text})
+    assert not CONTROL.search(line)
+    assert json.loads(line) == {"text": text}
+
+
+def test_json_keeps_what_can_be_read() -> None:
+    assert json_line("人 \x9b2J\x1b\x7f") == '"人 \\u009b2J\\u001b\\u007f"'

@@ -14,6 +14,7 @@ from ecd.errors import BadRequest
 from ecd.terminal.doctor import (
     Finding,
     Level,
+    _time_in,
     certificate_found,
     clock_found,
     edge_found,
@@ -157,6 +158,12 @@ async def test_clocks_are_compared(tmp_path: Path) -> None:
     (clock,) = [finding for finding in findings if finding.about == "clock"]
     assert clock.level is Level.WARNING
     assert float(clock.found.split()[0]) == pytest.approx(30.0, abs=1.0)
+
+
+@pytest.mark.parametrize("time", [None, "noon", [], {}, -1.0, 1e300, float("nan")])
+def test_a_cloud_s_time_may_be_nonsense(time: Any) -> None:
+    assert _time_in({"time": time}) is None
+    assert _time_in({"time": 1763800000}) == 1763800000.0
 
 
 async def test_without_a_link_nothing_else_is_examined(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from ecd.cloud.links import CHARGED_BYTES
-from ecd.cloud.listener import ACCEPTS_PER_S
+from ecd.cloud.listener import ACCEPTS_PER_S, REFUSED
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.trust.settings import Limits
 from ecd.wire.connection import FRAME_S, HANDSHAKE_FRAMES
 from ecd.wire.link import MAX_QUEUED_BYTES, STUCK_S
+from ecd.wire.prefix import BLOCK_TOKENS
 
 TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "docs" / "SECURITY.md").read_text(encoding="utf-8")
@@ -44,7 +45,9 @@ def test_limits_are_told_with_their_defaults() -> None:
 
 def test_other_numbers_are_those_of_the_code() -> None:
     assert f"{ACCEPTS_PER_S:g} are accepted per second" in PROSE
-    assert f"each {CHARGED_BYTES} bytes counted as one more" in PROSE
+    assert f"each {CHARGED_BYTES} bytes and each {BLOCK_TOKENS} tokens of a known prefix" in PROSE
+    assert round(1 / REFUSED) == 10
+    assert "a refused one counts as a tenth of one" in PROSE
     assert f"sends a frame in drips | {FRAME_S:g} s after its beginning" in PROSE
     assert f"when {MAX_QUEUED_BYTES >> 20} MiB wait for it" in PROSE
     assert f"did not go out in {STUCK_S:g} s" in PROSE

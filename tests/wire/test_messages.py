@@ -47,12 +47,13 @@ def floats(*numbers: float) -> bytes:
 
 
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
+SHOWN = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
 VALUES = st.recursive(
-    st.none() | st.booleans() | U64 | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | U64 | st.floats(allow_nan=False) | SHOWN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SHOWN, inner, max_size=3),
     max_leaves=5,
 )
-MAPS = st.dictionaries(st.text(), VALUES, max_size=3)
+MAPS = st.dictionaries(SHOWN, VALUES, max_size=3)
 TEXTS = st.lists(st.text(), max_size=3).map(tuple)
 
 
@@ -264,6 +265,24 @@ def test_a_position_fits_32_bits_in_alternates_too() -> None:
     array[7] = [[1 << 32, b""]]
     with pytest.raises(ProtocolError, match=r"DRAFT\.alternates"):
         from_fields(array, 2)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"name": "\x1b]0;pwned\x07"},
+        {"name": "big\nlink.state  connected"},
+        {"name": "\x9b2J"},
+        {"\x7f": 1},
+        {"a": [{"\x1b[2J": 1}]},
+        {"a": b"no JSON"},
+        {"a": {b"key": 1}},
+    ],
+    ids=ascii,
+)
+def test_a_map_has_nothing_that_a_terminal_obeys_or_json_lacks(told: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError, match=r"PONG\.load is no map"):
+        from_fields([Pong.TYPE, 0, 7, told], 2)
 
 
 def test_a_map_nests_no_deeper_than_others_can_be_told_of_it() -> None:
