@@ -69,6 +69,15 @@ class Answer:
         """Where its tokens come from: the edge that it was handed over to, or else its cloud."""
         return self.link or (self.uplink.link if self.uplink is not None else None)
 
+    @property
+    def later_tokens(self) -> int:
+        """Tokens behind the first piece: those that came between `first_at` and `last_at`.
+
+        Where another edge began the answer, the tokens that it came with are none of them.
+        """
+        generation = self.generation
+        return len(generation.origins) - len(generation.request.committed) - self.first_tokens
+
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""
         tally = self.generation.tally

@@ -47,7 +47,7 @@ def test_an_edge_that_has_measured_nothing_says_so() -> None:
 def test_conditions_are_in_milliseconds() -> None:
     survival = Survival(64.0)
     survival.settle(0, True)
-    told = conditions_told(Meter(0.05, 0.002, 0.005, 0.03, 0.0006, 8, False), survival)
+    told = conditions_told(Meter(0.05, 0.002, 0.005, 0.03, 0.0006, max_verify=8, alone=False), survival)
     assert [told[name] for name in ("rtt_ms", "jitter_ms", "draft_ms", "step_ms")] == [50, 2, 5, 30]
     assert told["slope"] == pytest.approx(0.02)
     assert (told["max_verify"], told["alone"], told["acceptance"]) == (8, False, 1.0)
@@ -75,6 +75,18 @@ def test_the_pace_in_force_and_what_it_goes_by() -> None:
     assert told["copied_share"] == pytest.approx(2 / 7, abs=0.03)
     assert (told["second_choice_right"], told["copies_right"]) == (0.4, 1.0)
     assert set(learned(talk.g)) <= set(told)
+
+
+def test_the_rate_is_of_the_tokens_that_came_here_behind_the_first_piece() -> None:
+    talk = Talk(committed=(5, 6, 7))
+    talk.open()
+    answer = answer_of(talk)
+    assert pace_told(answer, Acceptance())["tokens_per_s"] is None
+    talk.commit(1, 2)
+    answer.first_at, answer.first_tokens, answer.last_at = 10.0, 2, 10.0
+    talk.commit(3, 4, 5)
+    answer.last_at = 10.5
+    assert pace_told(answer, Acceptance())["tokens_per_s"] == 6
 
 
 def test_how_many_tokens_came_while_it_was_quiet_or_probing() -> None:
