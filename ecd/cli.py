@@ -67,7 +67,8 @@ def cli() -> None:
 
     `cloud` and `edge` are the daemons, `models` gets what they serve, `token` says which edges a cloud lets
     in, `oracle`, `check` and `soak` prove their text, `plan` and `bench` tell what drafting gives,
-    `calibrate` how sure a draft may be. `ecdctl` talks to a running daemon.
+    `calibrate` how sure a draft may be, `ablate` what each part contributes. `ecdctl` talks to a running
+    daemon.
     """
 
 
@@ -366,6 +367,15 @@ def soak(arguments: tuple[str, ...]) -> Any:
     from ecd.lab.soak import soak as soaking
 
     return soaking.main(list(arguments), prog_name="ecd soak", standalone_mode=False)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def ablate(arguments: tuple[str, ...]) -> Any:
+    """Find out what each part contributes; see `ecd ablate --help`."""
+    from ecd.lab.ablation.command import ablate as ablating
+
+    return ablating.main(list(arguments), prog_name="ecd ablate", standalone_mode=False)
 
 
 def main() -> None:

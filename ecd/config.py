@@ -3,7 +3,6 @@
 Owns names, units (in the names), defaults and ranges. README.md and docs/ARCHITECTURE.md explain them.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, assert_never, get_args
@@ -19,9 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from ecd.addresses import is_loopback, split_address
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
 from ecd.logs import Format
+from ecd.trust.dangers import cloud_dangers, edge_dangers, refuse
 from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
@@ -37,24 +38,6 @@ def default_socket(role: str) -> Path:
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise ConfigError(f"{folder} belongs to somebody else; set XDG_RUNTIME_DIR, or name a --socket")
     return folder / f"{role}.sock"
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("must be HOST:PORT, for example 127.0.0.1:7040")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _address(value: str) -> str:
@@ -150,27 +133,8 @@ class Daemon(BaseModel):
     log_format: Format = "text"
 
     def dangers(self) -> list[str]:
-        """What is open to other machines here: with `insecure` a warning each, without it refused.
-
-        Each says what to do about it.
-        """
+        """What is open to other machines here; docs/SECURITY.md."""
         return []
-
-
-def refuse(dangers: list[str], insecure: bool) -> None:
-    """Raises ValueError with the first danger, unless they are allowed."""
-    if dangers and not insecure:
-        raise ValueError(f"{dangers[0]}, or set `insecure: true` if the network is trusted")
-
-
-def handover_dangers(setting: str, host: str) -> list[str]:
-    """As of `Daemon`, of a hand-over at that host, which is plain TCP."""
-    if is_loopback(host):
-        return []
-    return [
-        f"{setting} {host} is not this machine and what is handed over is not encrypted; "
-        "go through a tunnel on loopback"
-    ]
 
 
 class CloudConfig(Daemon):
@@ -224,21 +188,8 @@ class CloudConfig(Daemon):
         return self
 
     def dangers(self) -> list[str]:
-        """As of `Daemon`: other machines can come in, or read the metrics."""
-        found = []
-        if not is_loopback(split_address(self.listen)[0]):
-            reached = f"{self.listen} can be reached from other machines and"
-            if self.tls is None:
-                todo = "set `tls` with `certificate` and `key`, or listen on loopback"
-                found.append(f"{reached} the link is not encrypted (no `tls`); {todo}")
-            if self.tokens is None:
-                todo = "set `tokens` to a file that `ecd token create` makes, or listen on loopback"
-                found.append(f"{reached} edges need no token (no `tokens`); {todo}")
-        if self.metrics and not is_loopback(split_address(self.metrics)[0]):
-            found.append(
-                f"metrics {self.metrics} can be read from other machines, by anybody; listen on 127.0.0.1"
-            )
-        return found
+        """As of `Daemon`."""
+        return cloud_dangers(self.listen, self.tls, self.tokens, self.metrics)
 
 
 class Http(BaseModel):
@@ -368,32 +319,20 @@ class EdgeConfig(Daemon):
         for setting, address in self._addresses():
             if not split_address(address)[1]:
                 raise ValueError(f"{setting}: port 0 is no address to connect to")
-        if self.tls is None and not self.insecure and self._elsewhere():
+        elsewhere = [a for _, a in self._addresses() if not is_loopback(split_address(a)[0])]
+        if self.tls is None and not self.insecure and elsewhere:
             self.tls = EdgeTls()
         refuse(self.dangers(), self.insecure)
         return self
 
     def dangers(self) -> list[str]:
-        """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
-        found = []
-        for address in self._elsewhere():
-            there = f"the cloud {address} is another machine and"
-            if self.tls is None:
-                found.append(f"{there} the link is not encrypted (no `tls`); leave `insecure` out")
-            if self.token is None:
-                todo = "set `token` to what `ecd token create` at the cloud printed"
-                found.append(f"{there} the edge shows no token (no `token`); {todo}")
-        if self.handover is not None:
-            found += handover_dangers("handover", split_address(self.handover)[0])
-        return found
+        """As of `Daemon`."""
+        clouds = [address for _, address in self._addresses()]
+        return edge_dangers(clouds, self.tls, self.token, self.handover)
 
     def _addresses(self) -> list[tuple[str, str]]:
         """Those of the clouds, each with the setting that names it."""
         return [("clouds", each.address) for each in self.clouds] or [("cloud", self.cloud)]
-
-    def _elsewhere(self) -> list[str]:
-        """Addresses of clouds that are other machines."""
-        return [address for _, address in self._addresses() if not is_loopback(split_address(address)[0])]
 
 
 C = TypeVar("C", CloudConfig, EdgeConfig)
@@ -426,12 +365,16 @@ def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
         return kind.model_validate(settings)
     except ValidationError as e:
         where = f" in {file}" if file else ""
-        problems = "; ".join(_problem(error, kind) for error in e.errors())
-        raise ConfigError(f"bad settings{where}: {problems}") from None
+        raise ConfigError(f"bad settings{where}: {problems(e, kind)}") from None
 
 
-def _problem(error: Any, kind: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+def problems(error: ValidationError, kind: type[BaseModel], under: str = "") -> str:
+    """What is wrong with settings of this kind, each with its path; `under` is put before the paths."""
+    return "; ".join(_problem(each, kind, under) for each in error.errors())
+
+
+def _problem(error: Any, kind: Any, under: str) -> str:
+    path = under + ".".join(str(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":
             for name in error["loc"][:-1]:
@@ -441,7 +384,7 @@ def _problem(error: Any, kind: Any) -> str:
                 kind = next(iter(get_args(annotation)), annotation)
             return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
         case "missing":
-            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 else ""
+            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 and not under else ""
             return f"{path} is missing; set it in the file{flag}"
         case _:
             message = str(error["msg"]).removeprefix("Value error, ")

@@ -15,9 +15,7 @@ from ecd.config import (
     KvCache,
     KvDisk,
     default_socket,
-    is_loopback,
     load_config,
-    split_address,
 )
 from ecd.errors import ConfigError
 from ecd.trust.settings import EdgeTls
@@ -344,31 +342,6 @@ def test_a_limit_may_be_taken_away() -> None:
 def test_loopback_needs_no_leave(address: str) -> None:
     assert load_config(CloudConfig, None, {"model": "m", "listen": address}).listen == address
     assert load_config(EdgeConfig, None, {"model": "m", "cloud": address}).cloud == address
-
-
-def test_only_loopback_is_loopback() -> None:
-    assert [is_loopback(h) for h in ("localhost", "127.0.0.1", "::1")] == [True] * 3
-    assert [is_loopback(h) for h in ("localhost.example", "128.0.0.1", "::", "", "127.0.0.1.example")] == [
-        False
-    ] * 5
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [
-        ("host:1", ("host", 1)),
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("[::1]:65535", ("::1", 65535)),
-    ],
-)
-def test_addresses_are_split(address: str, parts: tuple[str, int]) -> None:
-    assert split_address(address) == parts
-
-
-@pytest.mark.parametrize("address", ["", "host", "host:", ":7040", "host:x", "host:-1", "host:65536", "7040"])
-def test_bad_addresses_are_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="HOST:PORT"):
-        split_address(address)
 
 
 def test_the_socket_lies_in_the_users_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:

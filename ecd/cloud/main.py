@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
+from ecd.addresses import split_address
 from ecd.cloud.admission import Admission
 from ecd.cloud.assist import Assist, AssistEngine
 from ecd.cloud.batcher import Batcher
@@ -18,7 +19,7 @@ from ecd.cloud.listener import Listener
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Verifier
-from ecd.config import CloudConfig, split_address
+from ecd.config import CloudConfig
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.errors import ConfigError, ModelError

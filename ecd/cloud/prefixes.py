@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ecd.errors import BadRequest, UnknownPrefix
 from ecd.wire.prefix import BLOCK_TOKENS, ROOT, blocks, unpack
 
-# Of all texts and tenants together; a block takes some 650 bytes.
+# Of all texts and tenants together; a block takes some 600 bytes.
 MAX_BLOCKS = 1 << 16
 
 

@@ -188,6 +188,8 @@ class CloudService:
             **self._engine.stats(),
             **self._links.stats(),
             **self.listener_stats(),
+            # Nothing runs, and nothing is left to prepare.
+            "idle": self._prepared and not self._by_key,
             "cpu_s": process_time(),
             "tasks": len(asyncio.all_tasks(self._loop)),
         }

@@ -4,7 +4,6 @@ Owns the command lines. What is measured and how it is judged is in the modules 
 """
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import click
 from ecd.lab.assist import assist
 from ecd.lab.capacity import capacity
 from ecd.lab.gateway import gateway
-from ecd.lab.host import describe_machine, versions
+from ecd.lab.host import describe_machine, memory_gib, versions
 from ecd.lab.options import (
     FILE,
     MS,
@@ -170,7 +169,7 @@ def stream(
     click.echo("starting the daemons, and a request to each edge to warm up", err=True)
     measured = measure(pair, campaign, _progress)
     report = {
-        "machine": {"cpu": describe_machine(), "memory_gib": _memory_gib()},
+        "machine": {"cpu": describe_machine(), "memory_gib": memory_gib()},
         "versions": versions(),
         "command": shlex.join(["ecd", *sys.argv[1:]]),
         "started": started,
@@ -191,10 +190,6 @@ def stream(
             f"{report['differing']} of {report['answers']} answers differ from the most common to the prompt",
             err=True,
         )
-
-
-def _memory_gib() -> float:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1)
 
 
 def _progress(cells: Sequence[Cell]) -> Any:

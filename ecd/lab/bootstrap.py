@@ -1,9 +1,9 @@
-"""Ratios of two rates measured in pairs, and how sure they are.
+"""Rates, and ratios of two rates measured in pairs, and how sure they are.
 
 Owns the arithmetic: pure, numpy, seeded. Knows nothing of what was measured.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -73,41 +73,68 @@ def ratio_interval(ours: Amounts, theirs: Amounts, seed: int) -> Interval | None
 
     None without a pair, or where either took no time.
     """
-    parts = np.stack([ours.work, ours.time, theirs.work, theirs.time])
-    there = np.asarray(~np.isnan(parts).any(axis=0))
-    parts = np.where(there, parts, 0.0)
-    if not (parts.sum(axis=(1, 2)) > 0).all():
+    sampled = _resampled_sums((ours.work, ours.time, theirs.work, theirs.time), ours.classes, seed)
+    if sampled is None or not (sampled.totals > 0).all():
         return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (sampled.sums[0] / sampled.sums[1]) / (sampled.sums[2] / sampled.sums[3])
+    return _interval(ratios, sampled)
+
+
+def rate_interval(amounts: Amounts, seed: int) -> Interval | None:
+    """All work over all time, resampled as in `ratio_interval`; None where there is none of the latter."""
+    sampled = _resampled_sums((amounts.work, amounts.time), amounts.classes, seed)
+    if sampled is None or sampled.totals[1] <= 0:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = sampled.sums[0] / sampled.sums[1]
+    return _interval(rates, sampled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """Resampled sums of each part, `[part, resample]`, and the totals that they vary around."""
+
+    sums: list[NDArray[np.float64]]
+    totals: NDArray[np.float64]
+    pairs: int
+    resampled: Resampled
+
+
+def _resampled_sums(
+    amounts: Sequence[NDArray[np.float64]], classes: NDArray[np.intp] | None, seed: int
+) -> _Sampled | None:
+    parts = np.stack(amounts)
+    there = np.asarray(~np.isnan(parts).any(axis=0))
+    if not there.any():
+        return None
+    parts = np.where(there, parts, 0.0)
+    totals = parts.sum(axis=(1, 2))
     pairs = there.sum(axis=1)
     resampled = Resampled.REPEATS if (pairs[pairs > 0] > 1).all() else Resampled.PROMPTS
     if resampled is Resampled.PROMPTS:
         parts, there = parts.sum(axis=2)[:, None], (pairs > 0)[None]
-        if ours.classes is not None:
-            numbers, counts = np.unique(ours.classes[pairs > 0], return_counts=True)
-            if len(numbers) > 1 and counts.min() > 1:
+        if classes is not None:
+            numbers, sizes = np.unique(classes[pairs > 0], return_counts=True)
+            if len(numbers) > 1 and sizes.min() > 1:
                 resampled = Resampled.OF_CLASSES
-                there = there & (ours.classes == numbers[:, None])
+                there = there & (classes == numbers[:, None])
                 parts = np.where(there, parts, 0.0)
-    ratios = _resampled_ratios(parts, there, np.random.default_rng(seed))
-    if not ratios.size:
-        return None
-    lo, hi = np.percentile(ratios, INTERVAL)
-    return Interval(float(np.median(ratios)), float(lo), float(hi), int(pairs.sum()), resampled)
-
-
-def _resampled_ratios(
-    parts: NDArray[np.float64], there: NDArray[np.bool_], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Ratios of resampled sums. `parts`: `[part, stratum, unit]`, `there` which units are."""
     # Each stratum's units are moved to the front and drawn from.
     order = np.argsort(~there, axis=1, kind="stable")
     parts = np.take_along_axis(parts, order[None], axis=2)
     counts = there.sum(axis=1)[:, None]
     draws = np.maximum(counts - 1, 1)
-    picks = (rng.random((RESAMPLES, *there.shape)) * counts).astype(np.intp)
+    picks = (np.random.default_rng(seed).random((RESAMPLES, *there.shape)) * counts).astype(np.intp)
     weights = np.where(np.arange(there.shape[1]) < draws, counts / draws, 0.0)
     rows = np.arange(there.shape[0])[:, None]
     sums = [(weights * part[rows, picks]).sum(axis=(1, 2)) for part in parts]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (sums[0] / sums[1]) / (sums[2] / sums[3])
-    return np.asarray(ratios[np.isfinite(ratios)])
+    return _Sampled(sums, totals, int(pairs.sum()), resampled)
+
+
+def _interval(values: NDArray[np.float64], sampled: _Sampled) -> Interval | None:
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    lo, hi = np.percentile(values, INTERVAL)
+    return Interval(float(np.median(values)), float(lo), float(hi), sampled.pairs, sampled.resampled)

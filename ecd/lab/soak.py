@@ -15,7 +15,7 @@ import click
 import uvloop
 import yaml
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.lab.fault_plan import Kind, draw_faults
 from ecd.lab.hardship import EdgeToken
 from ecd.lab.host import describe_machine, versions

@@ -147,7 +147,7 @@ def test_what_one_tenant_asked_saves_another_nothing(
     said = talk.ask(first, tenant="paris")
     assert talk.cached == 0
     assert talk.ask(first, tenant="paris") == said
-    assert talk.cached == len(first) - 1
+    assert talk.cached == 64
     running.end()
     while talk.verifier.prepare(never):
         pass

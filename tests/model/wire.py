@@ -69,8 +69,9 @@ class Wire:
             self._leave(end)
 
     def tell(self, end: End, events: Iterable[Event]) -> None:
-        """Events go to whoever this end belongs to: as from `Link`, none behind the end, which a handler of
-        an earlier one may have made.
+        """Events go to whoever this end belongs to.
+
+        As from `Link`, none follows the end, which may have come from the handler of an earlier event.
         """
         for event in events:
             if end.closed:

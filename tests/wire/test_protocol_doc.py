@@ -31,6 +31,7 @@ from ecd.wire.connection import (
     FRAME_S,
     HANDSHAKE_FRAME_BYTES,
     HANDSHAKE_FRAMES,
+    HANDSHAKE_ITEMS,
     MAJOR,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
@@ -42,7 +43,7 @@ from ecd.wire.connection import (
     Priority,
 )
 from ecd.wire.fingerprint import PROBES
-from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, decode_body, encode_frame
+from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, decode_body, encode_frame
 from ecd.wire.link import MAX_QUEUED_BYTES, STUCK_S
 from ecd.wire.messages import BY_TYPE, FIELDS, Finish, KvOp, Message, Origin, from_fields, to_fields
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
@@ -196,6 +197,8 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert limits["length field"] == f"{LENGTH_BYTES} bytes"
     assert limits["longest body"].startswith(f"{MAX_FRAME_BYTES} bytes")
     assert limits["longest body before the handshake is done"].startswith(f"{HANDSHAKE_FRAME_BYTES} bytes")
+    assert limits["most items of an array or map, and most arrays and maps in a body"] == str(MAX_ITEMS)
+    assert limits["the same before the handshake is done"] == str(HANDSHAKE_ITEMS)
     assert f"from 1 to {MAX_STREAM};" in PROSE
     assert f"more than {MAX_CALLS} running calls" in PROSE
     assert f"more than {MAX_QUEUED_BYTES >> 20} MiB; or nothing" in PROSE

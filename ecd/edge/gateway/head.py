@@ -10,7 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ecd.config import Http, is_loopback, split_address
+from ecd.addresses import is_loopback, split_address
+from ecd.config import Http
 from ecd.edge.gateway.errors import error_object
 
 MAX_HEAD_BYTES = 16 << 10

@@ -84,6 +84,18 @@ def test_a_completion_that_cannot_be_made_as_asked(asked: dict[str, Any], param:
     assert refusal(CompletionRequest, PLAIN | asked).param == param
 
 
+@pytest.mark.parametrize("wrong", [{"a": 1}, [None], 10**30, "\x00" * 300])
+@pytest.mark.parametrize(("kind", "asked"), [(ChatRequest, CHAT), (CompletionRequest, PLAIN)])
+def test_what_has_the_wrong_type_is_refused_by_name(
+    kind: type[ChatRequest | CompletionRequest], asked: dict[str, Any], wrong: Any
+) -> None:
+    texts = {"model", "user", "prompt"}
+    for name in kind.model_fields.keys() - (texts if isinstance(wrong, str) else set()):
+        param = refusal(kind, asked | {name: wrong}).param
+        assert param is not None
+        assert param.split(".")[0] == name
+
+
 def test_of_a_long_name_only_the_beginning_is_told() -> None:
     error = refusal(CompletionRequest, PLAIN | {"k" * 100_000: 1})
     assert error.param == "k" * TOLD_CHARACTERS

@@ -1,0 +1,1 @@
+"""`ecd ablate`: what each part contributes, measured on real daemons."""

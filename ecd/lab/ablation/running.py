@@ -1,0 +1,166 @@
+"""Running an ablation: a pair of daemons for each condition, conversations one at a time, answers measured.
+
+Owns what is started and when the clock is read. Knows no statistics; what an answer is worth others say.
+
+Each condition has daemons of its own, also where only requests differ: what one has read would else be found
+in its caches by the next. Each repeat has new ones, whose caches are empty. While one pair answers, all
+others are idle, and so it is itself before it is asked again: a cloud reads answers that are over once more.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ecd.client import BlockingClient
+from ecd.errors import DaemonError, EcdError
+from ecd.lab.ablation.conditions import Condition, Settings
+from ecd.lab.ablation.conversations import Conversation
+from ecd.lab.ablation.judging import is_right
+from ecd.lab.ablation.records import Answer, Asked, Exchange
+from ecd.lab.lane import Conditions as LinkConditions
+from ecd.lab.rig import relaying
+from ecd.lab.runs import Reception
+from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge
+
+WARM_UP_PROMPT = "Count from one to twenty, in words."
+WARM_UP_TOKENS = 32
+POLL_S, IDLE_WAIT_S = 0.05, 60.0
+NOT_ASKED = "not asked, since the turn before it failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both daemons of a condition, and the arguments of its requests."""
+
+    cloud: DaemonProcess
+    edge: DaemonProcess
+    request: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def running_pairs(folder: Path, conditions: Sequence[Condition], rtt_ms: float) -> Iterator[dict[str, Pair]]:
+    """A pair for each condition while the context lasts, each with an emulated link of this round-trip time.
+
+    All have answered a request to warm up. Raises EcdError for what does not start or answer.
+    """
+    with contextlib.ExitStack() as stack:
+        pairs = {}
+        for condition in conditions:
+            place = folder / condition.name
+            place.mkdir(parents=True)
+            pairs[condition.name] = stack.enter_context(_running(place, condition, rtt_ms))
+        for pair in pairs.values():
+            _warm_up(pair)
+        yield pairs
+
+
+@contextlib.contextmanager
+def _running(place: Path, condition: Condition, rtt_ms: float) -> Iterator[Pair]:
+    cloud_settings, edge_settings = condition.given["cloud"], condition.given["edge"]
+    with contextlib.ExitStack() as stack:
+        cloud = stack.enter_context(
+            running_cloud(place, str(cloud_settings["model"]), *_flags(place, "cloud", cloud_settings))
+        )
+        host, _, port = address_of(cloud).rpartition(":")
+        (address,) = stack.enter_context(relaying((host, int(port)), [LinkConditions(rtt_ms / 2000, 0.0)]))
+        edge = stack.enter_context(
+            running_edge(place, str(edge_settings["model"]), address, *_flags(place, "edge", edge_settings))
+        )
+        yield Pair(cloud, edge, condition.given["request"])
+
+
+def _flags(place: Path, role: str, settings: Settings) -> tuple[str, str]:
+    """A settings file for a daemon; what it keeps on a disk lies beside it and is its own."""
+    cache = settings.get("kv_cache")
+    if isinstance(cache, dict) and cache.get("disk"):
+        disk = {**cache["disk"], "path": str(place / f"{role}-kv")}
+        settings = {**settings, "kv_cache": {**cache, "disk": disk}}
+    file = place / f"{role}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return ("--config", str(file))
+
+
+def _warm_up(pair: Pair) -> None:
+    asked = {**pair.request, "max_tokens": WARM_UP_TOKENS, "kv_cache": False}
+    with BlockingClient(pair.edge.socket) as client:
+        for _ in client.stream(WARM_UP_PROMPT, **asked):
+            pass
+    wait_until_idle(pair)
+
+
+def wait_until_idle(pair: Pair) -> None:
+    """Returns when neither daemon has anything left to do, or when that takes too long."""
+    deadline_s = time.monotonic() + IDLE_WAIT_S
+    # One that is gone has nothing to do, and what is asked next tells of it.
+    with contextlib.suppress(EcdError, OSError):
+        while time.monotonic() < deadline_s:
+            if pair.cloud.call("stats")["idle"] and not pair.edge.call("stats")["running"]:
+                return
+            time.sleep(POLL_S)
+
+
+# Of the result of `run`: how many of its tokens are the target's own; None where that cannot be told.
+Agreed = Callable[[dict[str, Any]], int | None]
+
+
+def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agreed) -> Exchange:
+    """Has one conversation; a turn that fails is kept as such, and so are those after it."""
+    messages = conversation.opening
+    answers: list[Answer] = []
+    for turn in conversation.turns:
+        messages = [*messages, {"role": "user", "content": turn.content}]
+        if answers and answers[-1].error:
+            answers.append(Answer(error=NOT_ASKED))
+            continue
+        try:
+            answer, result = _answered(pair, messages)
+        except (EcdError, OSError) as e:
+            answers.append(Answer(error=str(e) or type(e).__name__))
+            continue
+        wait_until_idle(pair)
+        right = None if turn.check is None else is_right(turn.check, answer.text)
+        answers.append(replace(answer, agreed=agreed(result), right=right))
+        messages = [*messages, {"role": "assistant", "content": answer.text}]
+    return Exchange(asked, tuple(answers))
+
+
+def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[str, Any]]:
+    reception, result = Reception(), dict[str, Any]()
+    with BlockingClient(pair.edge.socket) as client:
+        started_s = time.perf_counter()
+        for event in client.stream(messages, **pair.request):
+            match event["event"]:
+                case "text":
+                    reception.text(time.perf_counter() - started_s, len(event["ids"]))
+                case "done":
+                    result = event
+        latency_s = time.perf_counter() - started_s
+    if not reception.at_s:
+        raise DaemonError("the answer had no text")
+    seen, stats = reception.numbers(), result["stats"]
+    answer = Answer(
+        text=result["text"],
+        finish_reason=result["finish_reason"],
+        token_ids=tuple(result["token_ids"]),
+        prompt_tokens=result["usage"]["prompt_tokens"],
+        latency_ms=1000 * latency_s,
+        ttft_ms=seen["ttft_ms"],
+        decoded=seen["decoded"],
+        decode_ms=seen["decode_ms"],
+        forwards=stats["target_forwards"],
+        wire_bytes=stats["wire_bytes_up"] + stats["wire_bytes_down"],
+        edge_tokens=sum(origin.startswith("edge-") for origin in result["origins"]),
+        **{
+            name: stats[name]
+            for name in (
+                "drafted", "most_ahead", "verified", "accepted", "prefill_tokens", "cached_tokens",
+                "draft_prefill_tokens", "draft_cached_tokens",
+            )
+        },
+    )  # fmt: skip
+    return answer, result
