@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.lab.bootstrap import Amounts, Resampled, ratio_interval
+from ecd.lab.bootstrap import Amounts, Resampled, describe, ratio_interval
 
 NONE = float("nan")
 
@@ -44,6 +44,37 @@ def test_without_repeats_prompts_are_resampled() -> None:
     interval = ratio_interval(ours, theirs, seed=0)
     assert interval is not None
     assert (interval.lo, interval.hi) == (1, 3)
+
+
+def test_without_repeats_prompts_of_a_class_are_resampled_by_themselves() -> None:
+    # Classes differ by far, prompts of one not at all: nothing is uncertain.
+    work, time = np.ones((4, 1)), np.array([[1.0], [1], [9], [9]])
+    theirs = Amounts(work, np.ones((4, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array([1, 1, 2, 2])), theirs, seed=0)
+    assert interval is not None
+    assert (interval.lo, interval.hi) == pytest.approx((0.2, 0.2))
+    assert interval.resampled is Resampled.OF_CLASSES
+    assert "within each class" in describe([interval.resampled])
+
+
+@pytest.mark.parametrize("classes", [[1, 1, 1, 1], [1, 1, 1, 2], [1, 2, 3, 4]])
+def test_where_a_class_has_one_prompt_all_are_one_set(classes: list[int]) -> None:
+    work, time = np.ones((4, 1)), np.array([[1.0], [1], [9], [9]])
+    theirs = Amounts(work, np.ones((4, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array(classes)), theirs, seed=0)
+    assert interval == ratio_interval(Amounts(work, time), theirs, seed=0)
+    assert interval is not None
+    assert interval.lo < interval.hi
+    assert interval.resampled is Resampled.PROMPTS
+
+
+def test_a_class_that_was_not_run_is_left_out() -> None:
+    work, time = np.array([[1.0], [1], [NONE], [1], [1]]), np.array([[1.0], [1], [NONE], [2], [4]])
+    theirs = Amounts(work, np.ones((5, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array([1, 1, 7, 2, 2])), theirs, seed=0)
+    assert interval is not None
+    assert (interval.lo, interval.hi) == pytest.approx((4 / 10, 4 / 6))
+    assert interval.resampled is Resampled.OF_CLASSES
 
 
 def test_pairs_stay_together() -> None:
