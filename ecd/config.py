@@ -3,7 +3,6 @@
 Owns names, units (in the names), defaults and ranges. README.md and docs/ARCHITECTURE.md explain them.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, assert_never, get_args
@@ -19,9 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from ecd.addresses import is_loopback, split_address
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
 from ecd.logs import Format
+from ecd.trust.dangers import cloud_dangers, edge_dangers, refuse
 from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
@@ -37,24 +38,6 @@ def default_socket(role: str) -> Path:
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise ConfigError(f"{folder} belongs to somebody else; set XDG_RUNTIME_DIR, or name a --socket")
     return folder / f"{role}.sock"
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("must be HOST:PORT, for example 127.0.0.1:7040")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _address(value: str) -> str:
@@ -150,17 +133,8 @@ class Daemon(BaseModel):
     log_format: Format = "text"
 
     def dangers(self) -> list[str]:
-        """What `insecure` allows here and should be warned of, each a sentence."""
+        """What is open to other machines here; docs/SECURITY.md."""
         return []
-
-
-def check_secure(host: str, setting: str, insecure: bool) -> None:
-    """Raises ValueError for a hand-over, which is plain TCP, to another machine, unless that is allowed."""
-    if not insecure and not is_loopback(host):
-        raise ValueError(
-            f"{setting} {host} is not this machine and what is handed over is not encrypted; "
-            "go through a tunnel on loopback, or set `insecure: true` if the network is trusted"
-        )
 
 
 class CloudConfig(Daemon):
@@ -194,17 +168,7 @@ class CloudConfig(Daemon):
 
     @model_validator(mode="after")
     def _check(self) -> "CloudConfig":
-        if self.metrics and not self.insecure and not is_loopback(split_address(self.metrics)[0]):
-            raise ValueError(
-                f"metrics {self.metrics} can be read from other machines, by anybody; "
-                "listen on 127.0.0.1, or set `insecure: true` if the network is trusted"
-            )
-        if not self.insecure and self.dangers():
-            raise ValueError(
-                f"{self.dangers()[0]}; set `tls` with `certificate` and `key`, and `tokens` to a file that "
-                "`ecd token create` makes; or listen on loopback, or set `insecure: true` "
-                "if the network is trusted"
-            )
+        refuse(self.dangers(), self.insecure)
         match self.engine:
             case "llama":
                 if self.engine_args:
@@ -224,17 +188,8 @@ class CloudConfig(Daemon):
         return self
 
     def dangers(self) -> list[str]:
-        """As of `Daemon`: other machines can come in, and what keeps them honest is not set."""
-        if is_loopback(split_address(self.listen)[0]):
-            return []
-        return [
-            f"{self.listen} can be reached from other machines and {what}"
-            for setting, what in (
-                (self.tls, "the link is not encrypted (no `tls`)"),
-                (self.tokens, "edges need no token (no `tokens`)"),
-            )
-            if setting is None
-        ]
+        """As of `Daemon`."""
+        return cloud_dangers(self.listen, self.tls, self.tokens, self.metrics)
 
 
 class Http(BaseModel):
@@ -364,39 +319,20 @@ class EdgeConfig(Daemon):
         for setting, address in self._addresses():
             if not split_address(address)[1]:
                 raise ValueError(f"{setting}: port 0 is no address to connect to")
-        if self.handover is not None:
-            check_secure(split_address(self.handover)[0], "handover", self.insecure)
-        if self.tls is None and not self.insecure and self._elsewhere():
+        elsewhere = [a for _, a in self._addresses() if not is_loopback(split_address(a)[0])]
+        if self.tls is None and not self.insecure and elsewhere:
             self.tls = EdgeTls()
-        if not self.insecure and self.dangers():
-            raise ValueError(
-                f"{self.dangers()[0]}; set `token` to what `ecd token create` at the cloud printed, "
-                "or set `insecure: true` if the network is trusted"
-            )
+        refuse(self.dangers(), self.insecure)
         return self
 
     def dangers(self) -> list[str]:
-        """As of `Daemon`: what is sent to another machine can be read, or anybody could send it."""
-        found = [
-            f"the cloud {address} is another machine and {what}"
-            for address in self._elsewhere()
-            for setting, what in (
-                (self.tls, "the link is not encrypted (no `tls`)"),
-                (self.token, "the edge shows no token (no `token`)"),
-            )
-            if setting is None
-        ]
-        if self.handover is not None and not is_loopback(split_address(self.handover)[0]):
-            found.append(f"other machines can reach handover {self.handover} and it is not encrypted")
-        return found
+        """As of `Daemon`."""
+        clouds = [address for _, address in self._addresses()]
+        return edge_dangers(clouds, self.tls, self.token, self.handover)
 
     def _addresses(self) -> list[tuple[str, str]]:
         """Those of the clouds, each with the setting that names it."""
         return [("clouds", each.address) for each in self.clouds] or [("cloud", self.cloud)]
-
-    def _elsewhere(self) -> list[str]:
-        """Addresses of clouds that are other machines."""
-        return [address for _, address in self._addresses() if not is_loopback(split_address(address)[0])]
 
 
 C = TypeVar("C", CloudConfig, EdgeConfig)

@@ -1,7 +1,7 @@
 """uvicorn inside a daemon's own event loop: sockets, start and end of an HTTP server.
 
-Owns where it listens; what is served is the application's. Signals stay the daemon's: it drains first and
-then leaves this context.
+Owns where it listens, and how many connections there may be; what is served is the application's. Signals
+stay the daemon's: it drains first and then leaves this context.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.errors import DaemonError
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,32 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # Of a request's line and headers while they are read.
 PARSED_HEAD_BYTES = 64 << 10
+# Fewer than the descriptors that a process usually may have, so that links and control sockets find some.
+MAX_CONNECTIONS = 512
+# From a connection to the end of its first head.
+HEAD_S = 10.0
 # Answers have ended by then; what is left is to write what they said.
 LAST_WRITES_S = 2
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's, on the parser that has a limit for heads: beyond it, it answers 400 and closes.
+
+    Closes connections that are too many, and those that ask for nothing.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            log.warning("closed an HTTP connection: there are %d already", MAX_CONNECTIONS)
+            transport.abort()
+        else:
+            self.loop.call_later(HEAD_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
 
 
 @contextlib.asynccontextmanager
@@ -39,8 +64,7 @@ async def http_server(
     with _listening(listen, unix, flag) as (sockets, urls):
         settings = uvicorn.Config(
             app,
-            # The parser that has a limit for heads; beyond it, it answers 400 and closes.
-            http="h11",
+            http=BoundedProtocol,
             h11_max_incomplete_event_size=PARSED_HEAD_BYTES,
             lifespan="off",
             ws="none",

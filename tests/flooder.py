@@ -14,7 +14,7 @@ from time import monotonic
 
 import uvloop
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.lab.replay import ReplayModel
 from ecd.lab.shipped import find_file
 from ecd.lab.trace import load_trace

@@ -97,9 +97,7 @@ def a_cloud(assist: Assist | None = None, model: str | None = None) -> CloudServ
         ping_interval_s=0.05,
     )
     vocabulary = Vocabulary(1000, frozenset(), lambda token: b"x")
-    return CloudService(
-        Target(), vocabulary, settings, Batcher(Target.capacity, 4, 4), lambda: None, assist=assist
-    )
+    return CloudService(Target(), vocabulary, settings, Batcher(Target.capacity, 4, 4), assist=assist)
 
 
 EDGE = Settings(Role.EDGE, "edge", FINGERPRINT, features=(*FEATURES, PAGES), ping_interval_s=0.05)
@@ -166,12 +164,14 @@ class Reader:
         self.token_s = token_s
         self.fails_from: int | None = None
         self.asked: list[tuple[int, int]] = []
+        self.tenants: list[str] = []
 
-    def common(self, place: int, tokens: Sequence[int]) -> int:
+    def common(self, place: int, tokens: Sequence[int], tenant: str) -> int:
         return 0
 
-    def cells(self, place: int, tokens: Sequence[int], first: int, last: int) -> Cells:
+    def cells(self, place: int, tokens: Sequence[int], tenant: str, first: int, last: int) -> Cells:
         self.asked.append((first, last))
+        self.tenants.append(tenant)
         if self.fails_from is not None and last > self.fails_from:
             raise EngineError("the reader broke")
         time.sleep((last - first) * self.token_s)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from ecd.addresses import split_address
 from ecd.client import Client
-from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.lab.lane import Conditions
 from ecd.lab.link import EmulatedLink

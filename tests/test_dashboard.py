@@ -35,7 +35,6 @@ async def test_every_metric_exists() -> None:
         Vocabulary(1000, frozenset(), lambda token: b"x"),
         Settings(Role.CLOUD, "cloud under test", FINGERPRINT),
         Batcher(engine.capacity, 4, 4),
-        lambda: None,
     )
     async with (
         serving(cloud) as edge_url,

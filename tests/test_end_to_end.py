@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from ecd.addresses import split_address
 from ecd.client import BlockingClient, Client
-from ecd.config import split_address
 from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask, Prefill
@@ -311,7 +311,7 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
     host, port = split_address(address_of(cloud))
     places, backoff = [Place(host, port)], Backoff(0.1, 1)
     service.attach(Uplinks(places, edge_settings(target), backoff, service.on_event, lambda: service.bound))
-    tasks = [asyncio.create_task(c) for c in (service.draft_forever(), service.uplinks.keep())]
+    tasks = [asyncio.create_task(c) for c in (service.drafting.forever(), service.uplinks.keep())]
     for sampling in (Sampling(), Sampling.of("coupled", 0.8, seed=3)):
         # With patience the cloud really looks at the hints; without, a wrong one is mostly overtaken.
         request = Request(

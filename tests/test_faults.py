@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from ecd.addresses import split_address
 from ecd.client import Client
-from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.lab.lane import Conditions, random_schedule
 from ecd.lab.link import EmulatedLink

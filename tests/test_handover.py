@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ecd.config import EdgeConfig
-from ecd.edge.answer import Answer, Chunk
+from ecd.edge.answer import Answer, Chunk, OtherEdge
 from ecd.edge.handing import Handing, socket_of
 from ecd.edge.request import Request
 from ecd.edge.run_args import AnswerSettings
@@ -60,7 +60,7 @@ async def pair(folder: Path, **other: Any) -> AsyncIterator[Pair]:
     handing = Handing(here, EDGE, insecure=False)
     config = EdgeConfig(model="m", socket=folder / "there.sock", handover="127.0.0.1:0")
     jobs = [
-        job for edge in (here, there) for job in (edge.draft_forever, edge.tend_forever, edge.uplinks.keep)
+        job for edge in (here, there) for job in (edge.drafting.forever, edge.tend_forever, edge.uplinks.keep)
     ]
     async with running(cloud.step_forever, *jobs), handover(config, taking) as listening:
         await connected(here)
@@ -118,10 +118,10 @@ async def test_an_edge_that_dies_gives_the_answer_back(tmp_path: Path) -> None:
         await reading.until(BEFORE)
         await p.handing.migrate(reading.answer.id, p.socket)
         await reading.until(2 * BEFORE)
-        assert reading.answer.link is not None
+        assert isinstance(reading.answer.at, OtherEdge)
         reading.answer.link.abort()
         await reading.to_the_end()
-        assert reading.answer.link is None
+        assert reading.answer.cloud is not None
         assert reading.answer.generation.tally.resumed == 2
         assert p.there.totals.cancelled == 1
 
@@ -133,11 +133,11 @@ async def test_there_and_further(tmp_path: Path) -> None:
         for count in (BEFORE, 2 * BEFORE):
             await reading.until(count)
             await p.handing.migrate(reading.answer.id, p.socket)
-            assert reading.answer.link is not None
+            assert isinstance(reading.answer.at, OtherEdge)
             await reading.until(count + 5)
             reading.answer.link.abort()
             async with asyncio.timeout(5):
-                while reading.answer.link is not None or p.there.answers:
+                while isinstance(reading.answer.at, OtherEdge) or p.there.answers:
                     await asyncio.sleep(0.005)
         await reading.to_the_end()
 
@@ -160,7 +160,7 @@ async def test_who_speaks_another_language_is_not_handed_anything(tmp_path: Path
         await reading.until(BEFORE)
         with pytest.raises(EcdError, match="tokenizer"):
             await p.handing.migrate(reading.answer.id, p.socket)
-        assert reading.answer.link is None
+        assert reading.answer.cloud is not None
         await reading.to_the_end()
         assert reading.answer.generation.tally.resumed == 0
 

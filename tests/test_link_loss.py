@@ -37,7 +37,14 @@ async def stream(client: Client, events: list[dict[str, Any]], **args: Any) -> d
 async def test_the_draft_goes_on_alone_and_the_target_from_there(
     tmp_path: Path, target: LlamaModel, draft: LlamaModel, temperature: float
 ) -> None:
-    asked = {"temperature": temperature, "seed": 5, "max_tokens": MAX_TOKENS, "link_loss": "degrade"}
+    asked = {
+        "temperature": temperature,
+        "seed": 5,
+        "max_tokens": MAX_TOKENS,
+        "link_loss": "degrade",
+        # So that the text does not end before the cloud is back.
+        "logit_bias": [[token, -100.0] for token in sorted(target.eog)],
+    }
     config = tmp_path / "edge.yaml"
     config.write_text("link_grace_s: 0.2\nreconnect: {first_s: 0.05, longest_s: 0.2}\n")
     with (
@@ -52,7 +59,12 @@ async def test_the_draft_goes_on_alone_and_the_target_from_there(
             await asyncio.to_thread(cloud.signal, signal.SIGKILL)
             await until_shown(events, "edge-offline", 8)
             shown = [token for event in events for token in event["ids"]]
+            # Nor may the draft get there first, however long the cloud takes to start.
+            assert edge.process is not None
+            edge.process.send_signal(signal.SIGSTOP)
             cloud.start()
+            await asyncio.to_thread(cloud.wait, lambda status: True)
+            edge.process.send_signal(signal.SIGCONT)
             result = await answer
         ids, origins = result["token_ids"], result["origins"]
         assert ids[: len(shown)] == shown, "what was shown is never changed"
@@ -61,8 +73,8 @@ async def test_the_draft_goes_on_alone_and_the_target_from_there(
         assert set(origins[first : last + 1]) == {"edge-offline"}
         assert last + 1 < len(ids), "the cloud was back before the end"
         prompt = list(prompt_tokens(target, PROMPT, chat=True))
-        # Each token is its model's choice behind all that was shown before. The draft reads its text in other
-        # pieces than the check does, so that nearly equal tokens may swap now and then.
+        # Each token is its model's choice behind all that was shown before. The draft's context is not one of
+        # the exact kind, so that of its choices about one in 200 is beyond the tolerance.
         for model, is_offline, share in ((target, False, 1.0), (draft, True, 0.9)):
             run = {**result, "prompt_token_ids": prompt}
             checks = check(model, run, tolerance=TOLERANCE, threads=1).checks

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ecd.addresses import split_address
 from ecd.client import BlockingClient, Client
-from ecd.config import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.errors import RemoteError
 from ecd.lab.lane import Conditions

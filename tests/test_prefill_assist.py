@@ -60,7 +60,7 @@ async def system(
     server = await asyncio.get_running_loop().create_server(cloud.protocol, "127.0.0.1", 0)
     async with EmulatedLink(*server.sockets[0].getsockname()[:2], conditions, schedule=schedule) as link:
         edge = an_edge(drafter, link.port, encoding)
-        jobs = (cloud.step_forever, assist.run_forever, edge.draft_forever, edge.tend_forever)
+        jobs = (cloud.step_forever, assist.run_forever, edge.drafting.forever, edge.tend_forever)
         async with running(*jobs, edge.uplinks.keep):
             await connected(edge)
             yield System(edge, drafter, reader, cloud)

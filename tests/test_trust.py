@@ -17,8 +17,8 @@ import pytest
 import yaml
 from authority import Authority, Pair
 
+from ecd.addresses import split_address
 from ecd.client import BlockingClient
-from ecd.config import split_address
 from ecd.errors import RemoteError
 from ecd.lab.shipped import find_file
 from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edge

@@ -13,11 +13,11 @@ local MESSAGES = {
     [3] = {
         "OPEN",
         "prefix_hash:bytes prefix_len:u prompt:ids committed:ids sampling:any max_tokens:u stop:any pace:any "
-            .. "logprobs:u",
+            .. "logprobs:u fresh:u limit:u",
     },
     [4] = { "DRAFT", "seen:u base:u ids:ids confidence:bytes q:any alternates:alternates pace:any" },
-    [5] = { "TOKENS", "base:u ids:ids accepted:u verified:u step_us:u finish:Finish logprobs:any" },
-    [6] = { "COMMIT", "base:u ids:ids origin:Origin" },
+    [5] = { "TOKENS", "base:u ids:ids accepted:u verified:u step_us:u finish:Finish logprobs:any cached:u" },
+    [6] = { "COMMIT", "base:u ids:ids origin:Origin limit:u audit:u" },
     [7] = {
         "KV",
         "op:KvOp model:bytes first:u last:u chunk:u chunks:u encoding:text checksum:u payload:bytes",
@@ -28,12 +28,13 @@ local MESSAGES = {
     [11] = { "GOAWAY", "code:Code message:text" },
     [12] = { "RESET", "code:Code message:text" },
     [13] = { "ERROR", "code:Code message:text" },
+    [14] = { "AUDIT", "base:u agreed:bytes forwards:u" },
 }
 
 local ENUMS = {
     Finish = { [0] = "NONE", "STOP", "LENGTH" },
     Origin = { [0] = "DRAFT_ACCEPTED", "TARGET", "EDGE_CONFIDENT", "EDGE_OFFLINE" },
-    KvOp = { [0] = "DROP", "PAGES" },
+    KvOp = { [0] = "DROP", "PAGES", "WANT" },
     Code = {
         [0] = "NONE", "PROTOCOL", "VERSION", "FINGERPRINT", "AUTH", "LIMIT", "BUSY", "BAD_REQUEST",
         "UNKNOWN_PREFIX", "CONTEXT_OVERFLOW", "ENGINE", "DRAINING", "TIMEOUT", "CANCELLED", "INTERNAL",

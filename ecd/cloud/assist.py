@@ -28,18 +28,21 @@ Address = tuple[Link, int]
 
 
 class AssistEngine(Protocol):
-    """What reads prompts, in `places` places at a time. `cells` and `close` are called from one thread."""
+    """What reads prompts, in `places` places at a time. `cells` and `close` are called from one thread.
+
+    What was read for one tenant serves no other.
+    """
 
     places: int
     context_tokens: int
     shape: Shape
     token_s: float
 
-    def common(self, place: int, tokens: Sequence[int]) -> int:
-        """How many of the tokens the place holds, from the first on."""
+    def common(self, place: int, tokens: Sequence[int], tenant: str) -> int:
+        """How many of the tokens the place holds for the tenant, from the first on."""
         ...
 
-    def cells(self, place: int, tokens: Sequence[int], first: int, last: int) -> Cells:
+    def cells(self, place: int, tokens: Sequence[int], tenant: str, first: int, last: int) -> Cells:
         """The cells of positions `first` to `last` - 1; raises EngineError."""
         ...
 
@@ -57,6 +60,10 @@ class _Job:
     encoding: Encoding
     sending: Sending
     place: int | None = None
+
+    @property
+    def tenant(self) -> str:
+        return self.address[0].connection.tenant
 
     @property
     def unread(self) -> int:
@@ -155,7 +162,9 @@ class Assist:
     def _next(self) -> _Job | None:
         for job in self._jobs.values():
             if job.place is None and self._free:
-                job.place = max(self._free, key=lambda place: self._engine.common(place, job.tokens))
+                job.place = max(
+                    self._free, key=lambda place: self._engine.common(place, job.tokens, job.tenant)
+                )
                 self._free.remove(job.place)
             if job.place is not None and job.unread and job.sending.backlog <= MOST_BACKLOG:
                 return job
@@ -166,7 +175,7 @@ class Assist:
         assert job.place is not None
         first = job.sending.next
         last = min(first + RUN_TOKENS, job.sending.want.last)
-        cells = self._engine.cells(job.place, job.tokens, first, last)
+        cells = self._engine.cells(job.place, job.tokens, job.tenant, first, last)
         return Run(first, last, pack(self.shape, job.encoding, first, cells))
 
     def _pump(self, job: _Job) -> None:

@@ -6,7 +6,8 @@ what it computes is the verifier's business.
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ecd.cloud.depth import Depth
 from ecd.cloud.session import Audited, Committed, Session
@@ -108,7 +109,8 @@ class Batcher:
         work = []
         for (key, s), count in zip(ready, counts, strict=True):
             tokens, hints = s.begin(count, self.max_verify)
-            work.append(Work(key, tokens, s.prompt_len, s.sampling, hints, s.logprobs, s.fresh))
+            tenant = "" if s.tenant is None else s.tenant.name
+            work.append(Work(key, tokens, s.prompt_len, s.sampling, hints, s.logprobs, s.fresh, tenant))
         return work
 
     def park(self) -> list[int]:
@@ -185,6 +187,21 @@ class Batcher:
             "step_ms": step_s * 1000,
             "token_ms": (cost.seconds(5 * sessions) - step_s) / (4 * sessions) * 1000,
             "max_verify": self.max_verify,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since start, what follows from them, and the load."""
+        totals, sessions = self.totals, max(1, len(self.running))
+        cost = self.depth.cost
+        return {
+            **asdict(totals),
+            **self.load(),
+            "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
+            "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,
+            "mean_batch_tokens": totals.batch_tokens / totals.steps if totals.steps else 0.0,
+            "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
+            "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
+            "verified_per_forward": totals.verified / totals.forwards if totals.forwards else 0.0,
         }
 
     def _admit(self) -> None:

@@ -42,28 +42,29 @@ class LlamaAssist:
         self._cells = KvCells(model, self._context)
         self.shape = self._cells.shape
         self._held: list[list[int]] = [[] for _ in range(places)]
+        self._tenants = [""] * places
         self.token_s = 0.0
         # The first run also touches all weights for the first time.
         for _ in range(2):
             self._held[0] = []
-            self._read(0, [0] * 64)
+            self._read(0, [0] * 64, "")
         self._held[0] = []
 
-    def common(self, place: int, tokens: Sequence[int]) -> int:
-        """How many of the tokens the place holds, from the first on."""
-        held = self._held[place]
+    def common(self, place: int, tokens: Sequence[int], tenant: str) -> int:
+        """How many of the tokens the place holds for the tenant, from the first on."""
+        held = self._held[place] if self._tenants[place] == tenant else []
         return next(
             (n for n, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b),
             min(len(held), len(tokens)),
         )
 
-    def cells(self, place: int, tokens: Sequence[int], first: int, last: int) -> Cells:
+    def cells(self, place: int, tokens: Sequence[int], tenant: str, first: int, last: int) -> Cells:
         """The cells of positions `first` to `last` - 1 of a text that begins with `tokens`.
 
         What the place does not hold yet is read. Raises EngineError; the place holds nothing then.
         """
         try:
-            self._read(place, tokens[:last])
+            self._read(place, tokens[:last], tenant)
             return self._cells.take_apart(place, self.places, first, last)
         except Exception:
             self._held[place] = []
@@ -73,9 +74,10 @@ class LlamaAssist:
         """Frees the KV cache."""
         self._context.close()
 
-    def _read(self, place: int, tokens: Sequence[int]) -> None:
+    def _read(self, place: int, tokens: Sequence[int], tenant: str) -> None:
         held = self._held[place]
-        start = common = self.common(place, tokens)
+        start = common = self.common(place, tokens, tenant)
+        self._tenants[place] = tenant
         if common == len(tokens):
             return
         del held[common:]

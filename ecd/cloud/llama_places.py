@@ -29,12 +29,13 @@ _NOTHING = np.empty(0, np.int32)
 class Place:
     """A session's sequence of cells: the first `cached` of its `tokens` are in it, `reused` from the start.
 
-    `prompt`: the same tokens as far as they are prompt.
+    `prompt`: the same tokens as far as they are prompt. `tenant`: whose they are.
     """
 
     number: int
     tokens: Sequence[int]
     prompt: Tokens
+    tenant: str
     reused: int
     cached: int
 
@@ -42,13 +43,14 @@ class Place:
     def read(self) -> Text:
         """What the cells hold of the prompt."""
         prompt_len = len(self.prompt)
-        return Text(self.prompt[: self.cached], prompt_len, whole_chunks(prompt_len, self.cached))
+        solid = whole_chunks(prompt_len, self.cached)
+        return Text(self.prompt[: self.cached], prompt_len, solid, self.tenant)
 
     def over(self) -> Text:
         """What the cells hold when the session ends."""
         held = np.asarray(self.tokens[: self.cached], np.int32)
         prompt_len = len(self.prompt)
-        return Text(held, prompt_len, whole_chunks(prompt_len, min(self.cached, len(held))))
+        return Text(held, prompt_len, whole_chunks(prompt_len, min(self.cached, len(held))), self.tenant)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +95,7 @@ class Places:
                 place.tokens = work.tokens
             return
         tokens = np.asarray(work.tokens, np.int32)
-        wanted = Wanted(tokens, work.prompt_len, PROMPT_CHUNK_TOKENS)
+        wanted = Wanted(tokens, work.prompt_len, PROMPT_CHUNK_TOKENS, work.tenant)
         if self._saved is None or work.fresh:
             number, held = self._vacate(next(iter(self._free)), wanted), 0
         else:
@@ -102,7 +104,8 @@ class Places:
         if held and not self._context.holds(number, held):
             self._context.truncate(number, 0)
             held = 0
-        self._places[work.key] = Place(number, work.tokens, tokens[: work.prompt_len], held, held)
+        prompt = tokens[: work.prompt_len]
+        self._places[work.key] = Place(number, work.tokens, prompt, work.tenant, held, held)
         self._counts.cached_tokens += held
         self._counts.prefill_tokens += len(tokens) - held
         self._counts.hits += held > 0
@@ -143,10 +146,11 @@ class Places:
                 self._free[number] = _Free()
                 return True
             if done:
-                self._free[number] = _Free(Text(tokens, 0, end), rest[PROMPT_CHUNK_TOKENS:])
+                self._free[number] = _Free(Text(tokens, 0, end, text.tenant), rest[PROMPT_CHUNK_TOKENS:])
                 self._counts.prepared_tokens += PROMPT_CHUNK_TOKENS
             else:
-                self._free[number] = _Free(Text(tokens[: text.solid], 0, text.solid), rest)
+                kept = Text(tokens[: text.solid], 0, text.solid, text.tenant)
+                self._free[number] = _Free(kept, rest)
             return True
         return False
 

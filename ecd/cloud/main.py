@@ -10,14 +10,16 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
+from ecd.addresses import split_address
 from ecd.cloud.admission import Admission
 from ecd.cloud.assist import Assist, AssistEngine
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.calls import CloudCalls
 from ecd.cloud.listener import Listener
 from ecd.cloud.service import CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.cloud.verifier import Verifier
-from ecd.config import CloudConfig, split_address
+from ecd.config import CloudConfig
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.errors import ConfigError, ModelError
@@ -177,12 +179,10 @@ async def _serve(
     batcher = Batcher(verifier.capacity, config.max_verify, config.queue)
     vocabulary = Vocabulary(model.n_vocab, model.eog, model.piece)
     if tokens is None:
-        service = CloudService(verifier, vocabulary, settings, batcher, life.on_drained, assist=assist)
+        service = CloudService(verifier, vocabulary, settings, batcher, assist=assist)
     else:
         settings = replace(settings, identify=tokens.identify)
-        service = CloudService(
-            verifier, vocabulary, settings, batcher, life.on_drained, config.limits, tokens.check, assist
-        )
+        service = CloudService(verifier, vocabulary, settings, batcher, config.limits, tokens.check, assist)
     admission = Admission(config.connections.total, config.connections.per_address)
     listener = Listener(service.protocol, admission, config.tls, config.keepalive.handshake_s)
     service.listener_stats = listener.stats
@@ -195,7 +195,7 @@ async def _serve(
         listener.listening(host, port) as service.listen,
         _metrics(config, service) as url,
         # Last, so that a daemon that answers on its control socket is ready.
-        control_socket(config.socket, service.handlers()),
+        control_socket(config.socket, CloudCalls(service, life.on_drained).handlers()),
     ):
         log.info(
             "ready: %s on %s, control on %s, metrics %s",

@@ -1,29 +1,28 @@
 """The cloud daemon: connections in, one engine thread, committed tokens out.
 
-Wires `Connection`, `Batcher` and a `Verifier` together. The event loop owns all state; the engine thread only
-runs one step at a time on what it is handed.
+Wires `Links`, `Batcher` and `EngineThread` together. Owns which session a stream belongs to, and what each
+message does to it. The event loop has all state; the engine's thread only runs one step at a time on what it
+is handed.
 """
 
 import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from time import monotonic, perf_counter, process_time, time
+from dataclasses import replace
+from time import monotonic, process_time, time
 from typing import Any
 
 from ecd.cloud.assist import Assist
 from ecd.cloud.batcher import Batcher
+from ecd.cloud.engine_thread import EngineThread
+from ecd.cloud.links import Links
 from ecd.cloud.overheard import begun
 from ecd.cloud.prefixes import Prefixes
 from ecd.cloud.session import Audited, Committed, Session, Vocabulary
-from ecd.cloud.tenants import Tenant, Tenants
-from ecd.cloud.verifier import StepResult, Verifier, Work
-from ecd.control import Handler, Notify
-from ecd.errors import AuthError, BadRequest, Code, EcdError, EngineError, EngineLost, LimitExceeded
+from ecd.cloud.verifier import StepResult, Verifier
+from ecd.errors import BadRequest, Code, EcdError
 from ecd.journal import Journal, Ring
-from ecd.tracing import SESSION, tell_trace
 from ecd.trust.settings import NO_LIMITS, Limits
 from ecd.trust.tokens import Token
 from ecd.wire.connection import (
@@ -57,32 +56,9 @@ Address = tuple[Link, int]
 # So long must nobody have wanted anything before idle time is used.
 IDLE_S = 0.25
 
-# So many bytes cost a tenant as much as a hint: long frames take their time too.
-CHARGED_BYTES = 256
-# What a peer may make us hold before it is asked what its tenant holds in all.
-SMALL_BYTES = 64 << 10
-
-
-@dataclass(slots=True)
-class Gaps:
-    """Times from the end of a step to the start of the next, where that one's work was there already.
-
-    The engine stands still meanwhile: what the daemon costs it. Named as in `stats`.
-    """
-
-    gaps: int = 0
-    gap_s: float = 0.0
-    gaps_over_1ms: int = 0
-
-    def add(self, gap_s: float) -> None:
-        """One more, in seconds."""
-        self.gaps += 1
-        self.gap_s += gap_s
-        self.gaps_over_1ms += gap_s > 1e-3
-
 
 class CloudService:
-    """All connections and sessions of one cloud; `on_drained` is called when `ecdctl drain` is through.
+    """All connections and sessions of one cloud; `ring` has the newest events of all sessions.
 
     `limits` are each tenant's; `token` gives the token of that name, None where none is asked for, or raises
     AuthError when it is no longer good.
@@ -94,7 +70,6 @@ class CloudService:
         vocabulary: Vocabulary,
         settings: Settings,
         batcher: Batcher,
-        on_drained: Callable[[], None],
         limits: Limits = NO_LIMITS,
         token: Callable[[str], Token | None] = lambda name: None,
         assist: Assist | None = None,
@@ -102,19 +77,13 @@ class CloudService:
         self.listen = ""
         # Of connections that never came as far as this.
         self.listener_stats: Callable[[], dict[str, int]] = dict
-        self._verifier = verifier
         self._vocabulary = vocabulary
         self._settings = settings
         self._batcher = batcher
-        self._on_drained = on_drained
         self._assist = assist
-        self._engine = ThreadPoolExecutor(1, "engine")
+        self._engine = EngineThread(verifier)
         self._loop = asyncio.get_running_loop()
-        self._links: dict[Link, int] = {}
-        self._connections = itertools.count(1)
-        self._token = token
-        self._tenants = Tenants(limits)
-        self._tenant_of: dict[Link, Tenant] = {}
+        self._links = Links(limits, token)
         self._keys = itertools.count(1)
         self._by_address: dict[Address, int] = {}
         self._by_key: dict[int, Address] = {}
@@ -124,19 +93,14 @@ class CloudService:
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._draining = False
-        self._engine_restarts = 0
-        self._gaps = Gaps()
-        self._ring = Ring(monotonic)
-        self._busy_until: float | None = None
+        self.ring = Ring(monotonic)
         self._started_at = monotonic()
-        self._wire_in = self._wire_out = self._packets_in = self._packets_out = 0
 
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
         link = Link(Connection(self._settings, monotonic()), self._on_event)
         link.connection.load = self._load
-        link.toll = self._toll
-        self._links[link] = next(self._connections)
+        self._links.add(link)
         if self._draining:
             link.drain("this cloud is draining")
         return link
@@ -156,17 +120,16 @@ class CloudService:
             self._to_forget += self._batcher.park()
             work = self._batcher.plan(monotonic())
             if not work and not self._to_forget:
-                self._busy_until = None
+                self._engine.rest()
                 self._tell(untold)
                 untold = []
                 await self._rest()
                 continue
             forget, self._to_forget = self._to_forget, []
-            step = self._loop.run_in_executor(self._engine, self._run_step, forget, work)
+            step = self._engine.step(forget, work)
             self._tell(untold)
-            result, start, end = await step
-            untold = self._settle(result, start, end) if work else []
-            self._busy_until = end if work else None
+            result, step_s = await step
+            untold = self._settle(result, step_s) if work else []
 
     async def drain(self) -> None:
         """Takes no new sessions; returns when the last one has ended."""
@@ -179,22 +142,20 @@ class CloudService:
 
     def check_tokens(self) -> None:
         """Ends the connections whose token is no longer good; the others have the limits of now."""
-        for link in list(self._tenant_of):
-            self._enter(link)
+        self._links.check_tokens()
 
     def stop(self) -> None:
         """Ends every connection."""
-        for link in list(self._links):
+        for link in self._links:
             link.close(Code.DRAINING, "this cloud is stopping")
 
     def close(self) -> None:
         """Frees the engine; nothing may be asked of it any more."""
-        self._engine.submit(self._verifier.close)
-        self._engine.shutdown()
+        self._engine.close()
 
     async def engine_turn(self) -> None:
         """Returns once the engine's thread has had a turn: not before a step that is under way has ended."""
-        await self._loop.run_in_executor(self._engine, lambda: None)
+        await self._engine.turn()
 
     def summary(self) -> str:
         """One line for the service manager."""
@@ -206,34 +167,6 @@ class CloudService:
     @property
     def _state(self) -> str:
         return "draining" if self._draining else "serving"
-
-    def handlers(self) -> dict[str, Handler]:
-        """What the control socket offers."""
-
-        async def status(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
-            return self.status()
-
-        async def stats(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
-            return self.stats()
-
-        async def sessions(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
-            return {"sessions": self.sessions()}
-
-        async def trace(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
-            return await tell_trace(self._ring, SESSION, args, emit)
-
-        async def drain(args: dict[str, Any], emit: Notify) -> dict[str, Any]:
-            await self.drain()
-            self._on_drained()
-            return {"drained": True}
-
-        return {
-            "status": status,
-            "stats": stats,
-            "sessions": sessions,
-            "trace": trace,
-            "drain": drain,
-        }
 
     def status(self) -> dict[str, Any]:
         """Who is connected and what is served."""
@@ -250,31 +183,15 @@ class CloudService:
 
     def stats(self) -> dict[str, Any]:
         """Counters since start and what follows from them."""
-        totals = self._batcher.totals
-        cost = self._batcher.depth.cost
-        sessions = max(1, len(self._batcher.running))
         return {
-            **asdict(totals),
-            **asdict(self._gaps),
-            **self._batcher.load(),
+            **self._batcher.stats(),
+            **self._engine.stats(),
+            **self._links.stats(),
             **self.listener_stats(),
-            "tenants": self._tenants.stats(),
-            "engine_restarts": self._engine_restarts,
             # Nothing runs, and nothing is left to prepare.
             "idle": self._prepared and not self._by_key,
-            "engine": self._verifier.stats(),
-            "split_ms": (cost.seconds(sessions, 2) - cost.seconds(sessions)) * 1000,
-            "mean_batch_sessions": totals.batch_sessions / totals.steps if totals.steps else 0.0,
-            "mean_batch_tokens": totals.batch_tokens / totals.steps if totals.steps else 0.0,
-            "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
-            "forwards_per_token": totals.forwards / totals.committed if totals.committed else 0.0,
-            "verified_per_forward": totals.verified / totals.forwards if totals.forwards else 0.0,
             "cpu_s": process_time(),
             "tasks": len(asyncio.all_tasks(self._loop)),
-            "packet_bytes_in": self._packets_in + sum(link.packet_bytes()[0] for link in self._links),
-            "packet_bytes_out": self._packets_out + sum(link.packet_bytes()[1] for link in self._links),
-            "wire_bytes_in": self._wire_in + sum(link.traffic.bytes_in for link in self._links),
-            "wire_bytes_out": self._wire_out + sum(link.traffic.bytes_out for link in self._links),
         }
 
     def sessions(self) -> list[dict[str, Any]]:
@@ -298,15 +215,12 @@ class CloudService:
 
     # -- engine
 
-    def _settle(self, result: StepResult, start: float, end: float) -> list[tuple[Link, Message]]:
-        """Takes in what came of a step from `start` to `end`, in seconds; what to say of it, to whom."""
-        if self._busy_until is not None:
-            self._gaps.add(start - self._busy_until)
-        self._engine_restarts += any(isinstance(error, EngineLost) for error in result.failed.values())
+    def _settle(self, result: StepResult, step_s: float) -> list[tuple[Link, Message]]:
+        """Takes in what came of a step of so many seconds; what to say of it, to whom."""
         said = []
-        for key, outcome in self._batcher.apply(result, end - start, monotonic()):
+        for key, outcome in self._batcher.apply(result, step_s, monotonic()):
             link, stream = self._by_key[key]
-            said.append((link, _message_of(stream, outcome, end - start)))
+            said.append((link, _message_of(stream, outcome, step_s)))
             match outcome:
                 case EcdError():
                     self._over(key, str(outcome))
@@ -318,29 +232,12 @@ class CloudService:
         for link, message in said:
             link.send(message)
 
-    def _run_step(self, forget: list[int], work: list[Work]) -> tuple[StepResult, float, float]:
-        """In the engine thread: what came of it, its start and its end, in seconds.
-
-        A failure ends the sessions that took part and nothing else.
-        """
-        start = perf_counter()
-        try:
-            for key in forget:
-                self._verifier.forget(key)
-            result = self._verifier.step(work) if work else StepResult()
-        except Exception as e:
-            log.exception("a step with %d sessions failed", len(work))
-            error = e if isinstance(e, EcdError) else EngineError(f"the engine failed: {e}")
-            result = StepResult(failed={item.key: error for item in work})
-        return result, start, perf_counter()
-
     async def _rest(self) -> None:
         """Until a session may go on; idle time that lasts is used to prepare for later ones."""
         idle = not (self._prepared or self._batcher.running)
         await self._wait(monotonic() + IDLE_S if idle else self._batcher.next_timer())
         while idle and not (self._prepared or self._changed.is_set()):
-            work = self._loop.run_in_executor(self._engine, self._verifier.prepare, self._changed.is_set)
-            self._prepared = not await work
+            self._prepared = not await self._engine.prepare(self._changed.is_set)
 
     async def _wait(self, until: float | None) -> None:
         self._changed.clear()
@@ -356,10 +253,9 @@ class CloudService:
         self._prepared = False
 
     def _forget(self, key: int, why: str) -> None:
-        address = self._by_key.pop(key)
+        address = link, stream = self._by_key.pop(key)
         session = self._batcher.get(key)
         if session is not None:
-            link, stream = address
             log.info(
                 "session ended: %s; %d tokens of %d, %d forwards, %d of %d hints accepted",
                 readable(why),
@@ -368,16 +264,14 @@ class CloudService:
                 session.forwards,
                 session.accepted,
                 session.verified,
-                extra={**self._about(link), "session": key, "stream": stream},
+                extra={**self._links.about(link), "session": key, "stream": stream},
             )
+            # Not at once: the next step is not to wait for it.
+            self._loop.call_soon(self._prefixes.remember, link.connection.tenant, session.tokens)
         del self._by_address[address]
         if self._assist is not None:
             self._assist.forget(*address)
-        session = self._batcher.get(key)
-        if session is not None:
-            # Not at once: the next step is not to wait for it.
-            self._loop.call_soon(self._prefixes.remember, session.tokens)
-        self._tenant_of[address[0]].closed()
+        self._links.tenant(link).closed()
         if self._batcher.remove(key):
             self._to_forget.append(key)
         self._changed.set()
@@ -386,33 +280,24 @@ class CloudService:
 
     # -- connections
 
-    def _about(self, link: Link) -> dict[str, Any]:
-        about = {"connection": self._links.get(link), "peer": link.peername}
-        return about | ({"tenant": link.connection.tenant} if link.connection.tenant else {})
-
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Connected():
-                self._enter(link)
+                self._links.enter(link)
                 who, agent = link.connection.tenant or "an edge", readable(event.peer.agent[:100])
-                log.info("%s connected from %s (%s)", who, link.peername, agent, extra=self._about(link))
+                about = self._links.about(link)
+                log.info("%s connected from %s (%s)", who, link.peername, agent, extra=about)
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
-                log.info("edge opens no more sessions: %s", event.message, extra=self._about(link))
+                log.info("edge opens no more sessions: %s", event.message, extra=self._links.about(link))
             case Closed():
                 # Those that never came in are the listener's to tell of.
-                if link in self._tenant_of:
-                    log.info("edge left: %s", event.message, extra=self._about(link))
-                packets_in, packets_out = link.packet_bytes()
-                self._packets_in += packets_in
-                self._packets_out += packets_out
-                self._wire_in += link.traffic.bytes_in
-                self._wire_out += link.traffic.bytes_out
+                if self._links.entered(link):
+                    log.info("edge left: %s", event.message, extra=self._links.about(link))
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
                     self._forget(key, "the edge left")
-                self._links.pop(link, None)
-                self._tenant_of.pop(link, None)
+                self._links.leave(link)
 
     def _on_message(
         self, link: Link, message: Open | Draft | Tokens | Commit | Audit | Kv | Credit | Reset
@@ -423,7 +308,7 @@ class CloudService:
                 self._open(link, message)
             case Draft():
                 alternates = sum(len(alternate.ids) for alternate in message.alternates or ())
-                self._tenant_of[link].charge(len(message.ids) + alternates, monotonic())
+                self._links.tenant(link).charge(len(message.ids) + alternates, monotonic())
                 if key is not None and (session := self._batcher.get(key)) is not None:
                     session.hint(message)
                     self._changed.set()
@@ -444,32 +329,6 @@ class CloudService:
             case Credit() | Tokens() | Audit():
                 pass
 
-    def _enter(self, link: Link) -> None:
-        """Notes who is at the link's other end and what it may use; ends the link when that is nothing."""
-        name = link.connection.tenant
-        try:
-            token = self._token(name)
-        except AuthError as e:
-            link.close(e.code, str(e))
-            return
-        self._tenant_of[link] = self._tenants.enter(name, token.limits if token else Limits(), monotonic())
-
-    def _toll(self, link: Link, size: int, frames: int) -> float:
-        """After each read: for how long nothing more is to be read, seconds."""
-        tenant = self._tenant_of.get(link)
-        if tenant is None:
-            return 0.0  # not let in yet: the handshake has limits of its own
-        now = monotonic()
-        if size:
-            tenant.charge(max(1, frames) + size // CHARGED_BYTES, now)
-        if link.held_bytes > SMALL_BYTES:
-            held = sum(each.held_bytes for each, of in self._tenant_of.items() if of is tenant)
-            try:
-                tenant.check_held(held)
-            except LimitExceeded as e:
-                link.close(e.code, str(e))
-        return tenant.wait_s(now)
-
     def _take(self, link: Link, key: int, session: Session, commit: Commit) -> None:
         try:
             session.take(commit)
@@ -479,16 +338,16 @@ class CloudService:
         self._changed.set()
 
     def _open(self, link: Link, message: Open) -> None:
-        tenant = self._tenant_of[link]
+        tenant = self._links.tenant(link)
         try:
             tenant.check_open(message.prefix_len + len(message.prompt))
             self._batcher.check_fits(message.prefix_len + len(message.prompt), message.max_tokens)
             if message.prefix_len and message.prompt:
-                prefix = self._prefixes.resolve(message.prefix_hash, message.prefix_len)
+                prefix = self._prefixes.resolve(tenant.name, message.prefix_hash, message.prefix_len)
                 message = replace(message, prompt=(*prefix, *message.prompt))
             key = next(self._keys)
             session = begun(
-                Journal(self._ring, key),
+                Journal(self.ring, key),
                 message,
                 self._vocabulary,
                 self._settings.limits["max_ahead"],
@@ -499,7 +358,7 @@ class CloudService:
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))
             return
-        self._prefixes.remember(message.prompt)
+        self._prefixes.remember(tenant.name, message.prompt)
         tenant.opened()
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)

@@ -80,6 +80,7 @@ class Session:
 
     `in_step`: confidences of the hints that its step, under way or last, looks at. `text` is followed only
     for its stop strings, so there is none without them. `step`: what the step under way, or the last, is for.
+    `cached`: how many of its tokens the engine held when it began, until that is told.
     """
 
     prompt_len: int
@@ -105,7 +106,7 @@ class Session:
     verified: int = 0
     accepted: int = 0
     tenant: Tenant | None = None
-    told_cached: bool = False
+    cached: int = 0
 
     @classmethod
     def of(cls, request: Open, vocabulary: Vocabulary, max_ahead: int, now: float) -> "Session":
@@ -313,12 +314,14 @@ class Session:
         cached: int = 0,
     ) -> list[Committed | Audited]:
         """What came of the forward that `begin` began."""
+        if not self.read:
+            self.cached = cached
         self.read = True
         match self.step:
             case Step.OWN:
-                return [self.commit(verdict, verified, now, logprobs, cached)]
+                return [self.commit(verdict, verified, now, logprobs)]
             case Step.AUDIT:
-                return self._audited(verdict, now, cached)
+                return self._audited(verdict, now)
             case Step.READING:
                 # What the target would have said is the edge's to say.
                 self.forwards += 1
@@ -326,14 +329,14 @@ class Session:
             case unreachable:
                 assert_never(unreachable)
 
-    def _audited(self, verdict: Verdict, now: float, cached: int) -> list[Committed | Audited]:
+    def _audited(self, verdict: Verdict, now: float) -> list[Committed | Audited]:
         first, end = self.turn.audits[0]
         position = first + verdict.accepted
         agreed = (True,) * verdict.accepted
         if position == end:
             self.turn.audited(end)
             self.in_step = []
-            own = self.commit(Verdict(verdict.tokens[-1:], 0), 0, now, cached=cached)
+            own = self.commit(Verdict(verdict.tokens[-1:], 0), 0, now)
             return [Audited(first, agreed, 0), own]
         self.turn.audited(position + 1)
         self.forwards += 1
@@ -347,10 +350,9 @@ class Session:
         verified: int,
         now: float,
         logprobs: tuple[TokenLogprobs, ...] | None = None,
-        cached: int = 0,
     ) -> Committed:
         """Adds a forward's tokens, and their logprobs, as far as they go before the text ends."""
-        first, self.told_cached = None if self.told_cached else cached or None, True
+        cached, self.cached = self.cached or None, 0
         base, finish, ids = len(self.tokens), Finish.NONE, []
         for token in verdict.tokens:
             ids.append(token)
@@ -371,7 +373,7 @@ class Session:
         if self.tenant is not None:
             self.tenant.reject(verified - accepted, now)
         told = None if logprobs is None else logprobs[: len(ids)]
-        return Committed(base, tuple(ids), accepted, verified, finish, told, first)
+        return Committed(base, tuple(ids), accepted, verified, finish, told, cached)
 
     def _stops_at(self, token: int) -> bool:
         """Whether the text, which goes on with this token, now has a stop string."""

@@ -19,7 +19,8 @@ class Work:
     """One session's part in a step: all its `tokens` (prompt and answer), and hints to verify behind them.
 
     `logprobs`: how many of the most likely tokens to tell with each of the verdict's; None: no logprobs.
-    `fresh`: nothing that was computed for other sessions may serve it.
+    `fresh`: nothing that was computed for other sessions may serve it. `tenant`: whose it is; nothing that
+    was computed for another tenant may.
     """
 
     key: int
@@ -29,6 +30,7 @@ class Work:
     hints: Sequence[Hint]
     logprobs: int | None = None
     fresh: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

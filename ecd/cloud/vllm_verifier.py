@@ -292,6 +292,8 @@ class VllmVerifier:
             pooling_params=None,
             arrival_time=time.time(),
             block_hasher=engine.core.request_block_hasher,
+            # Blocks are found again by those alone who have the same.
+            cache_salt=item.tenant or None,
         )
         engine.core.add_request(request)
         engine.requests[item.key] = request
@@ -311,7 +313,10 @@ class VllmVerifier:
 
 
 def _ends_alike(request: Request, item: Work) -> bool:
-    """Whether vLLM goes on from the session's own last token: a verdict is not always what is committed."""
+    """Whether vLLM goes on from the session's own last token; their texts are of one length.
+
+    A verdict in the edge's turn is nobody's to commit. All of it but the last token was in the text already.
+    """
     return bool(request.all_token_ids[-1] == item.tokens[-1])
 
 

@@ -32,14 +32,21 @@ class Chunk:
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OtherEdge:
+    """The edge that an answer was handed over to."""
+
+    link: Link
+
+
 @dataclass(slots=True)
 class Answer:
     """One running request: its generation, its text, and where its chunks go.
 
     Times are monotonic; `waiting_since` is when it last got tokens, lost its link or began, `due` is that of
-    `timer`, `drafted_at` that of the draft model's first guess. `uplink`: to the cloud where it runs or ran
-    last. `open_bytes`: what asking for it took on the link. `timeline` is there when the request wants one,
-    `link` while the answer is another edge's.
+    `timer`, `drafted_at` that of the draft model's first guess. `at`: where its frames go, the cloud where it
+    runs or ran last or another edge; None before the first. `open_bytes`: what asking for it took on the
+    link. `timeline` is there when the request wants one.
     """
 
     id: int
@@ -47,7 +54,7 @@ class Answer:
     text: TextStream
     started_at: float
     waiting_since: float
-    uplink: Uplink | None = None
+    at: Uplink | OtherEdge | None = None
     chunks: asyncio.Queue[Chunk | EcdError | Finish] = field(default_factory=asyncio.Queue)
     reopening: Reopening = field(default_factory=Reopening)
     first_at: float | None = None
@@ -62,12 +69,22 @@ class Answer:
     timer: asyncio.TimerHandle | None = None
     rtt_ms: float | None = None
     timeline: Timeline | None = None
-    link: Link | None = None
 
     @property
-    def source(self) -> Link | None:
-        """Where its tokens come from: the edge that it was handed over to, or else its cloud."""
-        return self.link or (self.uplink.link if self.uplink is not None else None)
+    def link(self) -> Link | None:
+        """What its frames go over; None where there is no connection."""
+        return None if self.at is None else self.at.link
+
+    @property
+    def cloud(self) -> Uplink | None:
+        """The cloud that it is at; None for none, and at another edge."""
+        return self.at if isinstance(self.at, Uplink) else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a line of the log names it by."""
+        connection = 0 if self.cloud is None else self.cloud.connects
+        return {"connection": connection, "session": self.id, "stream": self.generation.stream}
 
     @property
     def prefill_tokens(self) -> int:
@@ -114,3 +131,20 @@ class EdgeTotals:
     assisted_tokens: int = 0
     assists_failed: int = 0
     page_bytes: int = 0
+
+    def add(self, answer: Answer) -> None:
+        """The answer is over."""
+        generation, tally = answer.generation, answer.generation.tally
+        self.committed += len(generation.origins) - len(generation.request.committed)
+        self.drafted += tally.drafted
+        self.verified += tally.verified
+        self.accepted += tally.accepted
+        self.target_forwards += tally.forwards
+        self.resumed += tally.resumed
+        self.cached_tokens += tally.cached_tokens
+        self.prefill_tokens += answer.prefill_tokens
+        self.prefix_tokens += tally.prefix_tokens
+        self.draft_cached_tokens += answer.draft_prefill.cached
+        self.draft_prefill_tokens += answer.draft_prefill.read
+        self.alternates_sent += tally.alternates_sent
+        self.alternates_used += tally.alternates_used

@@ -30,7 +30,7 @@ LEAST_READ_TOKENS, MOST_READ_TOKENS = 32, 1024
 class Put:
     """A job for the drafter's thread: these pages are the beginning of a slot's text."""
 
-    answer: int
+    answer: Answer
     slot: int
     tokens: tuple[int, ...]
     shape: Shape
@@ -118,7 +118,7 @@ class Assisting:
         assist.receive(message, speeds, monotonic())
         self._totals.page_bytes += len(message.payload)
         if way.link is None and (rate := way.assist.wanted.link_bytes_per_s) is not None:
-            self._meters.at(answer.uplink).link_bytes_per_s = rate
+            self._meters.at(answer.cloud).link_bytes_per_s = rate
         match assist.stage:
             case Stage.OVER:
                 self._give_up(answer, way)
@@ -138,14 +138,14 @@ class Assisting:
 
     def done(self, job: Put, error: Exception | None) -> None:
         """The drafter's thread has put the pages into cells, or could not."""
-        if way := self._ways.get(job.answer):
+        if way := self._ways.get(job.answer.id):
             way.assist.stage = Stage.OVER
         if error is None:
             self._totals.assisted += 1
             self._totals.assisted_tokens += job.runs[-1].last
         else:
             self._totals.assists_failed += 1
-            log.warning("the text of session %d is read here: %s", job.answer, error)
+            log.warning("the text is read here: %s", error, extra=job.answer.about)
 
     def reopened(self, answer: Answer) -> None:
         """The answer has a new stream at the cloud: what is missing of its pages is asked for on it."""
@@ -179,7 +179,7 @@ class Assisting:
         )
 
     def _speeds(self, answer: Answer, way: _Way) -> Speeds | None:
-        link, meter = _cloud(answer), self._meters.at(answer.uplink)
+        link, meter = _cloud(answer), self._meters.at(answer.cloud)
         local_s = meter.read_s
         cloud = None if link is None else cloud_speeds(link.connection.peer_load)
         if link is None or local_s is None or cloud is None:
@@ -215,10 +215,10 @@ class Assisting:
         assert assist.wanted is not None
         self._send(answer, way, assist.wanted.give_up(self._stream(answer, way)))
         if assist.failed is None:
-            log.debug("the link is too slow for pages of session %d", answer.id)
+            log.debug("the link is too slow for pages", extra=answer.about)
             return
         self._totals.assists_failed += 1
-        log.warning("the text of session %d is read here: %s", answer.id, assist.failed)
+        log.warning("the text is read here: %s", assist.failed, extra=answer.about)
         if assist.runs:
             # What came before is as good as ever.
             self._put(answer, assist)
@@ -231,7 +231,7 @@ class Assisting:
             assist.stage = Stage.OVER
             return
         tokens = tuple(answer.generation.tokens[: runs[-1].last])
-        self.puts.append(Put(answer.id, slot, tokens, assist.shape, assist.encoding, runs))
+        self.puts.append(Put(answer, slot, tokens, assist.shape, assist.encoding, runs))
 
     def _stream(self, answer: Answer, way: _Way) -> int:
         return way.stream or answer.generation.stream
@@ -244,4 +244,4 @@ class Assisting:
 
 def _cloud(answer: Answer) -> Link | None:
     """The link to the cloud where the answer runs."""
-    return None if answer.uplink is None else answer.uplink.link
+    return None if answer.cloud is None else answer.cloud.link

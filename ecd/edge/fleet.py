@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 # A cloud that turned an answer away is asked again after this, or before if no other is left: by then a PONG
@@ -17,6 +18,9 @@ TROUBLE_S = 2.0
 QUIET_SLACK_S = 0.5
 # Added to what a token takes: clouds that differ by less than this are equally near.
 SAME_S = 0.01
+# A cloud that holds all of a prompt may cost up to 1 / (1 - HELD_WORTH) times what another does.
+HELD_WORTH = 0.5
+NOTHING_HELD: Mapping[str, float] = MappingProxyType({})
 
 
 class Standing(StrEnum):
@@ -190,19 +194,24 @@ class Fleet:
         """Tokens of the longest prompt and answer together that any cloud takes; None while none has told."""
         return max((member.max_context for member in self.members.values()), default=0) or None
 
-    def choose(self, tokens: int, now: float) -> str | None:
+    def choose(self, tokens: int, now: float, held: Mapping[str, float] = NOTHING_HELD) -> str | None:
         """The cloud for an answer of so many tokens, prompt and longest answer together; None for none.
 
         Of two that are drawn by weight the one that costs less: with loads that are a PING old, always taking
         the least loaded of all would send everybody to the same cloud (Mitzenmacher 2001, 'The power of two
-        choices in randomized load balancing'). One where sessions wait comes behind all others, and one that
-        is troubled or quiet is the last resort.
+        choices in randomized load balancing'). `held`: which share of the prompt, 0 to 1, a cloud has from
+        earlier texts and need not read. The one with the largest share is compared too, and each cloud by
+
+            cost * (1 - HELD_WORTH * held)
+
+        so that a second turn goes where the first one was, unless that cloud has twice as much to do. One
+        where sessions wait comes behind all others, and one that is troubled or quiet is the last resort.
         """
         for standings in ((Standing.READY,), (Standing.TROUBLED, Standing.QUIET)):
             fitting = self._fitting(tokens, now, *standings)
             if fitting:
                 free = [key for key in fitting if not self.members[key].waiting]
-                return self._cheaper(free or fitting)
+                return self._cheaper(free or fitting, held)
         return None
 
     def elsewhere(self, key: str, tokens: int, now: float) -> str | None:
@@ -232,10 +241,14 @@ class Fleet:
             if tokens <= member.max_context and self.standing(key, now) in standings
         ]
 
-    def _cheaper(self, keys: list[str]) -> str:
+    def _cheaper(self, keys: list[str], held: Mapping[str, float] = NOTHING_HELD) -> str:
         first = self._drawn(keys)
         rest = [key for key in keys if key != first]
-        return min([first, self._drawn(rest)] if rest else [first], key=lambda key: self.members[key].cost)
+        compared = [first, self._drawn(rest)] if rest else [first]
+        holder = max(keys, key=lambda key: held.get(key, 0.0))
+        if held.get(holder, 0.0) > 0:
+            compared.append(holder)
+        return min(compared, key=lambda key: self.members[key].cost * (1 - HELD_WORTH * held.get(key, 0.0)))
 
     def _drawn(self, keys: list[str]) -> str:
         return self._rng.choices(keys, [self.members[key].weight for key in keys])[0]

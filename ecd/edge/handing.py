@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ecd.config import check_secure, split_address
-from ecd.edge.answer import Answer
+from ecd.addresses import split_address
+from ecd.edge.answer import Answer, OtherEdge
 from ecd.edge.generation import Phase
 from ecd.edge.service import EdgeService
 from ecd.errors import BadRequest, EcdError, LinkError, RemoteError
 from ecd.pages import RUN_TOKENS, Cells, Encoding, Shape, pack
+from ecd.trust.dangers import handover_dangers, refuse
 from ecd.wire.connection import Closed, Connected, Connection, Event, Received, Settings, readable
 from ecd.wire.link import Link
 from ecd.wire.messages import Credit, Kv, KvOp, Reset, Tokens
@@ -67,10 +68,10 @@ class Handing:
         answer = self._service.answers.get(answer_id)
         if answer is None:
             raise BadRequest(f"no session {answer_id} is running; `ecdctl sessions` lists them")
-        if answer.link is not None:
+        if isinstance(answer.at, OtherEdge):
             raise BadRequest(f"session {answer_id} has been handed over already")
-        if answer.generation.turns is not None:
-            mode = answer.generation.request.mode
+        mode = answer.generation.request.mode
+        if answer.generation.turns is not None and mode.edge_commits:
             raise BadRequest(
                 f"session {answer_id} has mode {mode}; only what the cloud alone commits can be moved"
             )
@@ -79,13 +80,13 @@ class Handing:
         link = await self._connect(departure)
         try:
             await departure.connected
-            departure.cells = await self._service.take_cells(answer)
+            departure.cells = await self._service.drafting.take_cells(answer)
             if answer.id not in self._service.answers or answer.generation.phase is not Phase.STREAMING:
                 raise BadRequest(f"session {answer_id} is over, or has no link now")
         except BaseException:
             link.abort()
             raise
-        self._service.hand_over(answer, link, link.connection.new_stream())
+        self._service.placing.hand_over(answer, link, link.connection.new_stream())
         try:
             async with asyncio.timeout(TAKEN_S):
                 await asyncio.shield(departure.taken)
@@ -116,7 +117,7 @@ class Handing:
     def _address(self, to: str) -> tuple[str, int]:
         try:
             host, port = split_address(to if ":" in to else f"{to}:{PORT}")
-            check_secure(host, "the edge at", self._insecure)
+            refuse(handover_dangers("the edge at", host), self._insecure)
         except ValueError as e:
             raise BadRequest(f"--to {to}: {e}") from None
         return host, port
@@ -127,8 +128,8 @@ class Handing:
                 departure.connected.set_result(None)
             case Received(message=Tokens() as tokens):
                 departure.answer.wire_down += event.size
-                if departure.answer.link is link:
-                    self._service.on_tokens(departure.answer, tokens)
+                if departure.answer.at == OtherEdge(link):
+                    self._service.receiving.on_tokens(departure.answer, tokens)
                 if not departure.taken.done():
                     departure.taken.set_result(None)
             case Received(message=Kv() | Credit() as message):
@@ -148,9 +149,9 @@ class Handing:
         answer = departure.answer
         if departure.giving is not None:
             departure.giving.cancel()
-        if answer.link is link and answer.id in self._service.answers:
-            log.warning("session %d goes on here: %s", answer.id, reason)
-            self._service.take_back(answer)
+        if answer.at == OtherEdge(link) and answer.id in self._service.answers:
+            log.warning("goes on here: %s", reason, extra=answer.about)
+            self._service.placing.take_back(answer)
         for future in (departure.connected, departure.taken):
             if not future.done():
                 future.set_exception(error or LinkError(reason))

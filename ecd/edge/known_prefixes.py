@@ -1,14 +1,18 @@
-"""Which beginnings of prompts the cloud was sent before, and need not be sent again.
+"""Which beginnings of prompts each cloud was sent before, and need not be sent again.
 
 Pure; knows hashes, not texts. It may be wrong: the cloud forgets, and says so.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
 
 MAX_HASHES = 1 << 16
+
+Cloud = TypeVar("Cloud", bound=Hashable)
 
 
 class KnownPrefixes:
@@ -29,13 +33,35 @@ class KnownPrefixes:
 
     def longest(self, prompt: Sequence[int]) -> tuple[bytes, int] | None:
         """Hash and length of the longest beginning that it has; at least one token is left behind it."""
-        found = None
-        for number, (block_hash, _) in enumerate(blocks(prompt[:-1]), 1):
-            if block_hash not in self._hashes:
-                break
-            found = block_hash, number * BLOCK_TOKENS
-        return found
+        hashes = _hashes(prompt)
+        held = self.held(hashes)
+        return (hashes[held - 1], held * BLOCK_TOKENS) if held else None
+
+    def held(self, hashes: Sequence[bytes]) -> int:
+        """How many of a prompt's blocks it has, from the first on."""
+        return next((n for n, each in enumerate(hashes) if each not in self._hashes), len(hashes))
 
     def forget(self) -> None:
         """The cloud has none of it any more."""
         self._hashes.clear()
+
+
+def _hashes(prompt: Sequence[int]) -> list[bytes]:
+    return [block_hash for block_hash, _ in blocks(prompt[:-1])]
+
+
+class CloudPrefixes(Generic[Cloud]):
+    """What each cloud has got; they know nothing of each other's."""
+
+    def __init__(self) -> None:
+        self._own: WeakKeyDictionary[Cloud, KnownPrefixes] = WeakKeyDictionary()
+
+    def at(self, cloud: Cloud) -> KnownPrefixes:
+        """What one cloud has got."""
+        return self._own.setdefault(cloud, KnownPrefixes())
+
+    def shares(self, prompt: Sequence[int]) -> dict[Cloud, float]:
+        """Of the prompt, how much each cloud has that has any of it."""
+        hashes = _hashes(prompt)
+        held = {cloud: known.held(hashes) * BLOCK_TOKENS for cloud, known in self._own.items()}
+        return {cloud: tokens / len(prompt) for cloud, tokens in held.items() if tokens}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ecd.config import ConfidenceConfig, EdgeConfig, split_address
+from ecd.addresses import split_address
+from ecd.config import ConfidenceConfig, EdgeConfig
 from ecd.control import control_socket
 from ecd.daemon import Lifecycle, Model, background, link_settings, run_daemon, until_end
 from ecd.edge.acceptance import Acceptance
@@ -112,9 +113,9 @@ async def _serve(config: EdgeConfig, model: Model, drafter: Drafter, life: Lifec
     taking_link = replace(taking_link, features=tuple(f for f in link.features if f != COMMIT))
     taking = Taking(service, taking_link, settings)
     calls = EdgeCalls(service, handing, model, settings, model_name=config.model, on_drained=life.on_drained)
-    beat = partial(life.notifier.beat_forever, service.drafter_turn, service.summary)
+    beat = partial(life.notifier.beat_forever, service.drafting.turn, service.summary)
     async with (
-        background(service.draft_forever, service.tend_forever, uplinks.keep, beat),
+        background(service.drafting.forever, service.tend_forever, uplinks.keep, beat),
         spans(config, service) as around,
         gateway(config, service, model, settings, around) as urls,
         control_socket(config.socket, calls.handlers()),

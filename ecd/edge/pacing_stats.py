@@ -55,7 +55,7 @@ def pace_told(answer: Answer, acceptance: Acceptance) -> dict[str, Any]:
 def learned(generation: Generation) -> dict[str, Any]:
     """What one answer has learned for itself."""
     return {
-        "copied_share": generation.copied_share,
+        "copied_share": generation.lessons.copied_share,
         "second_choice_right": generation.lines.second_rate,
         "places": generation.pacer.session.told(generation.pacer.edge),
     }
@@ -64,7 +64,7 @@ def learned(generation: Generation) -> dict[str, Any]:
 def state(generation: Generation) -> str:
     """What becomes of the draft model's guesses just now."""
     pace = generation.pace
-    if generation.alone is not None:
+    if generation.turns is not None and generation.turns.alone:
         return "alone"
     if generation.slot is None or not pace.ahead:
         return "off"

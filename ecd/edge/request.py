@@ -1,4 +1,4 @@
-"""What is asked of one answer, and what it took.
+"""What is asked of one answer.
 
 Owns the request's settings and the pace that they fix. Knows no frames and no engines.
 """
@@ -104,26 +104,3 @@ class Request:
             self.hint_tokens or 1,
             math.inf if patience_us >= MAX_PATIENCE_US else patience_us / 1e6,
         )
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the answer took. `most_ahead`: the most guesses that lay beyond the committed text."""
-
-    drafted: int = 0
-    most_ahead: int = 0
-    sent: int = 0
-    settled: int = 0
-    right: int = 0
-    verified: int = 0
-    accepted: int = 0
-    alternates_sent: int = 0
-    alternates_used: int = 0
-    quiet_tokens: int = 0
-    probing_tokens: int = 0
-    forwards: int = 0
-    forwards_without_hints: int = 0
-    resumed: int = 0
-    step_us: int = 0
-    cached_tokens: int = 0
-    prefix_tokens: int = 0

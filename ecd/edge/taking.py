@@ -12,7 +12,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
-from ecd.config import EdgeConfig, split_address
+from ecd.addresses import split_address
+from ecd.config import EdgeConfig
 from ecd.edge.answer import Answer, Chunk
 from ecd.edge.handing import socket_of
 from ecd.edge.request import Request
@@ -55,11 +56,11 @@ class Taking:
                     return
                 match message:
                     case Kv() | Credit():
-                        self._service.on_pages(answer, message)
+                        self._service.receiving.on_pages(answer, message)
                     case Reset():
                         self._cancel(answer)
                     case _:
-                        log.debug("ignored %s", type(message).__name__)
+                        log.debug("ignored %s", type(message).__name__, extra=answer.about)
             case Closed():
                 for address in [address for address in self._answers if address[0] is link]:
                     self._cancel(self._answers[address])
@@ -72,7 +73,7 @@ class Taking:
         except EcdError as e:
             link.send(Reset(opening.stream, e.code, str(e)))
             return
-        log.info("session %d was handed over by %s", answer.id, link.peername)
+        log.info("was handed over by %s", link.peername, extra=answer.about)
         self._answers[link, opening.stream] = answer
         self._service.assisting.adopt(answer, link, opening.stream)
         relay = asyncio.create_task(self._relay(answer, link, opening.stream))

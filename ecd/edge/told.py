@@ -22,7 +22,7 @@ def status_told(service: EdgeService, draft_model: str) -> dict[str, Any]:
     """
     uplinks = service.uplinks
     shown = uplinks.shown
-    running = Counter(a.uplink for a in service.answers.values() if a.generation.phase is Phase.STREAMING)
+    running = Counter(a.cloud for a in service.answers.values() if a.generation.phase is Phase.STREAMING)
     return {
         "role": "edge",
         "state": "draining" if service.draining else "serving",
@@ -74,7 +74,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         **asdict(totals),
         "conditions": conditions_told(service.meter, service.survival),
         "drafters": service.acceptance.totals(),
-        "kv_cache": service.kv_stats(),
+        "kv_cache": service.drafting.kv_stats(),
         "pace": {} if newest is None else pace_told(newest, service.acceptance),
         "confident": service.thresholds.told(),
         "cpu_s": process_time(),

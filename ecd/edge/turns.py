@@ -41,8 +41,9 @@ class Turns:
     """The edge's part in one answer. It commits guesses of the model of at least `threshold`.
 
     `fixed`: the threshold, None for the one that `thresholds` finds for `agreement`. `audit_share`: of the
-    edge's tokens, how many the cloud compares with its own. `told`: the cloud knows so many tokens.
-    `pending`: confidences of tokens whose comparison is under way, by position.
+    edge's tokens, how many the cloud compares with its own. `alone`: no cloud has a part in the answer, for
+    now or, in mode edge-only, for good: all tokens are the edge's, and none is too unsure. `told`: the cloud
+    knows so many tokens. `pending`: confidences of tokens whose comparison is under way, by position.
     """
 
     limit: int
@@ -52,6 +53,7 @@ class Turns:
     agreement: float
     audit_share: float
     seed: int
+    alone: bool = False
     told: int = 0
     handovers: int = 0
     compared: int = 0
@@ -67,30 +69,37 @@ class Turns:
         thresholds: Thresholds,
         piece: Callable[[int], bytes],
         ends: frozenset[int],
+        committed: Sequence[int] = (),
     ) -> "Turns":
-        """Of a new answer; its first token is the edge's. In mode edge-only none is too unsure."""
-        return cls(
+        """Of an answer that has these tokens; the next is the edge's."""
+        turns = cls(
             limit=len(request.prompt),
             ending=Ending(TextStream(request.stop), piece, ends, request.max_tokens),
             thresholds=thresholds,
-            fixed=0.0 if request.mode is Mode.EDGE_ONLY else request.threshold,
+            fixed=request.threshold,
             agreement=request.target_agreement,
             audit_share=request.audit_share,
             seed=request.sampling.seed,
+            alone=request.mode is Mode.EDGE_ONLY,
         )
+        for token in committed:
+            turns.ending.after(token)
+        return turns
 
     @property
     def threshold(self) -> float:
         """The confidence from which on a guess is committed."""
+        if self.alone:
+            return 0.0
         return self.thresholds.adaptive(self.agreement).value if self.fixed is None else self.fixed
 
     def is_edges(self, length: int) -> bool:
         """Whether the next of so many committed tokens is the edge's to commit."""
-        return length >= self.limit
+        return self.alone or length >= self.limit
 
     def opened(self, length: int) -> None:
         """A cloud was told all of so many tokens anew, and knows of no audit."""
-        self.told = length
+        self.told, self.alone = length, False
         self.pending.clear()
         self._block.clear()
 
@@ -114,7 +123,8 @@ class Turns:
         while finish is Finish.NONE and self.is_edges(len(tokens)) and (guess := _next(lines)) is not None:
             if guess.confidence < self.threshold:
                 break
-            self._sample(len(tokens), guess.confidence)
+            if not self.alone:
+                self._sample(len(tokens), guess.confidence)
             tokens.append(guess.token)
             lines.settle(guess.token)
             ids.append(guess.token)
@@ -139,6 +149,10 @@ class Turns:
             self.handovers += own
             return [self.frame(stream, tokens, length + given)]
         return [self.frame(stream, tokens, self.limit)] if len(self._block) >= BLOCK_TOKENS else []
+
+    def give_all(self, stream: int, tokens: Sequence[int], remaining: int) -> Commit:
+        """All that is left is the cloud's."""
+        return self.frame(stream, tokens, len(tokens) + remaining)
 
     def leave(self, stream: int, tokens: Sequence[int]) -> list[Commit | Reset]:
         """The edge has ended the text; the stream is kept while tokens are compared."""

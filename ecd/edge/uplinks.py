@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -93,10 +93,14 @@ class Uplinks:
     def __iter__(self) -> Iterator[Uplink]:
         return iter(self._uplinks.values())
 
-    def choose(self, tokens: int) -> Uplink | None:
-        """The cloud for an answer of so many tokens, prompt and longest answer together; None for none."""
+    def choose(self, tokens: int, held: Mapping[Uplink, float] | None = None) -> Uplink | None:
+        """The cloud for an answer of so many tokens, prompt and longest answer together; None for none.
+
+        `held`: which share of the prompt each has from earlier texts.
+        """
         self._look()
-        return self._at(self.fleet.choose(tokens, monotonic()))
+        by_key = {uplink.key: share for uplink, share in (held or {}).items()}
+        return self._at(self.fleet.choose(tokens, monotonic(), by_key))
 
     def elsewhere(self, uplink: Uplink, tokens: int) -> Uplink | None:
         """Another cloud that would take such an answer without a wait."""

@@ -25,17 +25,20 @@ class Text:
     """Tokens that a sequence's cells hold.
 
     `solid`: the first so many serve whatever text begins with them. The others do only where the prompt is of
-    the same length `prompt_len`, so that everything was cut into the same pieces.
+    the same length `prompt_len`, so that everything was cut into the same pieces. None serves another
+    `tenant`, who could tell from the time that a prompt takes what was asked before.
     """
 
     tokens: Tokens
     prompt_len: int
     solid: int
+    tenant: str = ""
 
     def covers(self, other: "Text") -> bool:
         """Whether whatever `other` serves is served by this one too."""
         length = len(other.tokens)
-        return other.solid <= self.solid and bool(np.array_equal(self.tokens[:length], other.tokens))
+        serves = other.tenant == self.tenant and other.solid <= self.solid
+        return serves and bool(np.array_equal(self.tokens[:length], other.tokens))
 
 
 EMPTY = Text(np.empty(0, np.int32), 0, 0)
@@ -45,15 +48,18 @@ EMPTY = Text(np.empty(0, np.int32), 0, 0)
 class Wanted:
     """Tokens to be evaluated, the first `prompt_len` of them as a prompt, in chunks of `chunk`.
 
-    The last token of all is always evaluated, since its logits are wanted.
+    The last token of all is always evaluated, since its logits are wanted. `tenant`: whose they are.
     """
 
     tokens: Tokens
     prompt_len: int
     chunk: int
+    tenant: str = ""
 
     def common(self, text: Text) -> int:
-        """Length of the longest common beginning."""
+        """Length of the longest common beginning; nothing is in common with a text of another tenant."""
+        if text.tenant != self.tenant:
+            return 0
         length = min(len(self.tokens), len(text.tokens))
         different = self.tokens[:length] != text.tokens[:length]
         return int(different.argmax()) if different.any() else length

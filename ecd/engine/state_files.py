@@ -26,7 +26,7 @@ from ecd.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SUFFIX = ".ecdkv"
-MAGIC = b"ecd-kv-1"
+MAGIC = b"ecd-kv-2"
 DIGEST_BYTES = 16
 # Behind the magic: the header's length and its digest.
 _LEAD = struct.Struct(f">I{DIGEST_BYTES}s")
@@ -124,12 +124,14 @@ class StateFiles:
                 "tokens": tokens,
                 "prompt_len": saved.text.prompt_len,
                 "solid": saved.text.solid,
+                "tenant": saved.text.tenant,
                 "size": saved.state.nbytes,
                 "digest": _digest(state),
             }
         )
         content = MAGIC + _LEAD.pack(len(header), _digest(header)) + header + state
-        name = _digest(self._fingerprint, tokens, struct.pack(">II", saved.text.prompt_len, saved.text.solid))
+        lengths = struct.pack(">III", len(tokens), saved.text.prompt_len, saved.text.solid)
+        name = _digest(self._fingerprint, lengths, tokens, saved.text.tenant.encode())
         path = self._folder / (name.hex() + SUFFIX)
         for file in [file for file in self._files.values() if saved.text.covers(file.text)]:
             self._remove(file.path)
@@ -228,5 +230,5 @@ def _read_header(path: Path) -> bytes:
 def _file_of(path: Path, header: bytes) -> _File:
     told = msgpack.unpackb(header)
     tokens = np.frombuffer(told["tokens"], "<i4").astype(np.int32)
-    text = Text(tokens, told["prompt_len"], told["solid"])
+    text = Text(tokens, told["prompt_len"], told["solid"], told["tenant"])
     return _File(path, text, told["size"], told["digest"], len(MAGIC) + _LEAD.size + len(header))

@@ -103,6 +103,7 @@ def _ks(context: click.Context, option: click.Parameter, value: str) -> tuple[in
 )
 @click.option("--jitter-ms", type=MS, default=0.0, help="Added each way, from 0 to this.")
 @click.option("--stalls", is_flag=True, help="The links stand still for 300 ms every 5 s.")
+@click.option("--cached", is_flag=True, help="Prompts are read once, before; else by every request anew.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each engine.")
 @click.option("--step-ms", type=MS_ABOVE_0, help="Replay: a step of one token.")
 @click.option("--step-slope", type=SHARE, help="Replay: each further token.  [default: 0.02]")
@@ -129,6 +130,7 @@ def stream(
     ks: tuple[int, ...],
     jitter_ms: float,
     stalls: bool,
+    cached: bool,
     threads: int,
     step_ms: float | None,
     step_slope: float | None,
@@ -162,7 +164,7 @@ def stream(
         draft_line_cost=draft_line_cost,
         pace=pace,
     )
-    campaign = Campaign(rtts_ms, modes, ks, max_tokens, repeat, seed, objective, jitter_ms, stalls)
+    campaign = Campaign(rtts_ms, modes, ks, max_tokens, repeat, seed, objective, jitter_ms, stalls, cached)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     click.echo("starting the daemons, and a request to each edge to warm up", err=True)
     measured = measure(pair, campaign, _progress)

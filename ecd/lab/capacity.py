@@ -15,7 +15,7 @@ from statistics import median
 import click
 import uvloop
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.lab.host import describe_machine
 from ecd.lab.load import Window, requests, watch
 from ecd.lab.options import FILE, MS, MS_ABOVE_0, SECONDS, SHARE, FiniteFloatRange, listed

@@ -4,7 +4,7 @@ Pure. Knows neither links nor processes.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,6 +21,8 @@ class Kind(StrEnum):
     STALL = "stall"  # nothing arrives for a while
     HALF_OPEN = "half-open"  # all is lost for a while, and no connection is closed
     CORRUPT = "corrupt"  # the next bytes each way are others
+    FULL_DISK = "full disk"  # nothing of the KV caches can be kept for a while
+    EXPIRED = "expired token"  # the cloud takes no edge for a while
     KILL_CLOUD = "kill -9 cloud"
     KILL_EDGE = "kill -9 edge"
 
@@ -30,7 +32,7 @@ KILLS = (Kind.KILL_CLOUD, Kind.KILL_EDGE)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`for_s`: how long a stall or half-openness lasts. `which`: of the edges, modulo their number."""
+    """`for_s`: how long what passes lasts. `which`: of the edges, modulo their number."""
 
     at_s: float
     kind: Kind
@@ -38,11 +40,11 @@ class Fault:
     which: int
 
 
-def draw_faults(seed: int, seconds: float, every_s: float) -> Iterator[Fault]:
+def draw_faults(kinds: Sequence[Kind], seed: int, seconds: float, every_s: float) -> Iterator[Fault]:
     """Faults in the order of their times, `every_s` apart on average; all kinds alike, kills early only."""
     rng = random.Random(seed)
     at_s = rng.expovariate(1 / every_s)
     while at_s < seconds:
-        kinds = [kind for kind in Kind if at_s < KILLING * seconds or kind not in KILLS]
-        yield Fault(at_s, rng.choice(kinds), rng.uniform(0.1, LONGEST_S), rng.randrange(1 << 16))
+        possible = [kind for kind in kinds if at_s < KILLING * seconds or kind not in KILLS]
+        yield Fault(at_s, rng.choice(possible), rng.uniform(0.1, LONGEST_S), rng.randrange(1 << 16))
         at_s += rng.expovariate(1 / every_s)

@@ -24,7 +24,7 @@ from ecd.client import Client
 from ecd.errors import DaemonError
 from ecd.lab.commits import Commits, load_commits
 from ecd.lab.errands import Errand, OnControlSocket, ThroughGateway, Visits, Way, errands, run_errands
-from ecd.lab.footprint import Footprint, footprint
+from ecd.lab.footprint import Footprints, footprint, leaks, told_of_footprints
 from ecd.lab.host import describe_machine
 from ecd.lab.options import FILE, MS_ABOVE_0, SECONDS, SEED
 from ecd.lab.rows import publish_emulated
@@ -38,6 +38,8 @@ ANSWERS = 48
 # The edge and the cloud are to be rid of a client that left within this time.
 GONE_S = 1.0
 POLL_S = 0.02
+# Connections and tasks have ended by then.
+REST_S = 1.0
 
 Percentiles = dict[str, float]
 
@@ -63,13 +65,9 @@ class System:
         of_cloud = self.cloud.call("stats")
         return int(self.edge.call("stats")["running"] + of_cloud["running"] + of_cloud["queued"])
 
-    def footprints(self) -> dict[str, Footprint]:
+    def footprints(self) -> Footprints:
         """By the daemon's role."""
-        found = {}
-        for daemon in (self.edge, self.cloud):
-            assert daemon.process is not None
-            found[daemon.role] = footprint(daemon.process.pid)
-        return found
+        return {daemon.role: footprint(daemon) for daemon in (self.edge, self.cloud)}
 
     @contextlib.asynccontextmanager
     async def ways(self, clients: int) -> AsyncIterator[dict[str, list[Way]]]:
@@ -169,7 +167,7 @@ class Slice:
     seconds: float
     visits: Visits
     emptied_s: float
-    footprints: dict[str, Footprint]
+    footprints: Footprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +192,7 @@ async def slices(
     system: System, trace: Trace, clients: int, count: int, seconds: float, seed: int
 ) -> AsyncIterator[Slice]:
     """So many slices of each way in turn, the same errands for both; those before them warm up."""
+    at_first: Footprints | None = None
     async with system.ways(clients) as ways:
         for number in range(-1, count):
             order = random.Random(f"{seed} {number}").sample(list(ways), len(ways))
@@ -205,7 +204,9 @@ async def slices(
                 visits = await run_errands(ways[name], each, seconds)
                 end = time.monotonic()
                 emptied_s = await _emptied(system)
-                yield Slice(name, end - start, visits, emptied_s, system.footprints())
+                held = await asyncio.to_thread(_at_rest, system, at_first)
+                yield Slice(name, end - start, visits, emptied_s, held)
+            at_first = at_first or held
 
 
 async def _emptied(system: System) -> float:
@@ -215,6 +216,18 @@ async def _emptied(system: System) -> float:
             raise DaemonError(f"{sessions} sessions are left {GONE_S:g} s after the last client went away")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - start
+
+
+def _at_rest(system: System, at_first: Footprints | None) -> Footprints:
+    """What the daemons hold as soon as it is no more than at first, or else what they never get rid of."""
+    deadline = time.monotonic() + REST_S
+    while True:
+        held = system.footprints()
+        if time.monotonic() > deadline or (
+            at_first is not None and all(held[role].within(first) for role, first in at_first.items())
+        ):
+            return held
+        time.sleep(POLL_S)
 
 
 def load_of(way: str, made: Sequence[Slice]) -> Load:
@@ -260,19 +273,6 @@ def told_of_delays(delays: Sequence[Delay]) -> str:
     )
 
 
-def told_of_footprints(seen: Sequence[dict[str, Footprint]]) -> str:
-    """What each daemon held: behind the warm-up, most, and in the end."""
-    lines = []
-    for role in seen[0]:
-        own = [each[role] for each in seen]
-        fds, mib = [each.descriptors for each in own], [each.resident_mib for each in own]
-        lines.append(
-            f"{role}: descriptors {fds[0]} after the warm-up, at most {max(fds)}, {fds[-1]} at the end; "
-            f"resident {mib[0]:.1f} MiB, at most {max(mib):.1f}, {mib[-1]:.1f} at the end"
-        )
-    return "\n".join(lines)
-
-
 @click.command()
 @click.option(
     "--trace", default="qwen-coder-greedy", show_default=True, help="A trace file, or one of ecd's."
@@ -300,6 +300,7 @@ def gateway(
 
     Clients stream conversations and completions, with drafts and without; a quarter of them leave within 2 s.
     Emulated engines, real daemons, loopback. The clients run on the same machine and take their share of it.
+    Exit status 1 also says that a session, a file descriptor, a task or memory was left behind.
     """
     path = find_file("traces", trace)
     click.echo(f"{describe_machine()}\nemulated engines, step {step_ms:g} ms, draft {draft_ms:g} ms\n")
@@ -331,4 +332,7 @@ def gateway(
         "footprints": [{role: asdict(each) for role, each in of_all.items()} for of_all in held],
     }
     publish_emulated([load_of(way, counted) for way in (GATEWAY, CONTROL)], HEADER, line_of, out, **facts)
-    click.echo(f"\n{told_of_footprints(held)}\nsessions left: 0")
+    click.echo(f"\n{told_of_footprints(held)}")
+    if found := list(leaks(held)):
+        raise DaemonError("something is left behind: " + "; ".join(found))
+    click.echo("nothing is left behind")

@@ -37,12 +37,12 @@ class Variant:
     mode: Mode
     k: int | None = None
 
-    def arguments(self, objective: Objective) -> dict[str, Any]:
+    def arguments(self, objective: Objective, *, kv_cache: bool = False) -> dict[str, Any]:
         """Arguments of `run` on the edge's control socket.
 
-        Whoever is asked a prompt first must not have read it for the others.
+        Without `kv_cache` whoever is asked a prompt first does not read it for the others.
         """
-        return {"kv_cache": False, **self._deciding(objective)}
+        return {"kv_cache": kv_cache, **self._deciding(objective)}
 
     def _deciding(self, objective: Objective) -> dict[str, Any]:
         match self.mode:
@@ -75,7 +75,8 @@ class Campaign:
     """What to measure. `ks`: numbers of drafts to try in rounds, none for the one that is predicted best.
 
     Jitter is added to each way of the link, from 0 to `jitter_ms`; `stalls` stop it now and then. `seed`
-    fixes the order and the jitter.
+    fixes the order and the jitter. `cached`: prompts are in every KV cache before the first counted request,
+    else each request reads its prompt anew, so that whoever is asked first does not read it for the others.
     """
 
     rtts_ms: tuple[float, ...]
@@ -87,6 +88,7 @@ class Campaign:
     objective: Objective = "latency"
     jitter_ms: float = 0.0
     stalls: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

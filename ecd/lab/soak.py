@@ -9,12 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
+import yaml
 
-from ecd.config import split_address
-from ecd.lab.fault_plan import draw_faults
+from ecd.addresses import split_address
+from ecd.lab.fault_plan import Kind, draw_faults
+from ecd.lab.hardship import EdgeToken
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.lane import Conditions
 from ecd.lab.link import EmulatedLink
@@ -28,9 +31,13 @@ EDGES = 2
 # A recorded target's pace; the machine has to bear all sessions' steps, clients and links beside them.
 CLOUD_PACE, EDGE_PACE = ("--step-ms", "20"), ("--draft-ms", "4")
 ROOM = ("--context-tokens", "2048")
+# Every cell of a model takes memory, and its prompts are short.
+MODEL_ROOM = ("--context-tokens", "512")
 LINK = Conditions(delay_s=0.01, jitter_s=0.005)
-IMPATIENT = "keepalive: {ping_interval_s: 0.5, silence_s: 2.0}\n"
-RECONNECT = "reconnect: {first_s: 0.05, longest_s: 0.5}\n"
+IMPATIENT = {"ping_interval_s": 0.5, "silence_s": 2.0}
+RECONNECT = {"first_s": 0.05, "longest_s": 0.5}
+# Too little memory for the states of a few answers, so that they go to the disk, whose files go again too.
+CACHE_BYTES, DISK_BYTES = 8 << 20, 32 << 20
 # Not the address that connections are made from: the link, which dials while there is no cloud, could else
 # take the cloud's own port, and even be answered by itself.
 CLOUD_HOST = "127.0.0.2"
@@ -51,15 +58,13 @@ async def run_soak(
     Raises EcdError when a daemon does not start, or ends by itself.
     """
     target, draft = models
-    cloud_config, edge_config = folder / "cloud.yaml", folder / "edge.yaml"
-    cloud_config.write_text(IMPATIENT)
-    edge_config.write_text(IMPATIENT + RECONNECT)
+    recorded = target.startswith(REPLAY)
     places = [folder / name for name in ("cloud", *(f"edge-{number}" for number in range(EDGES)))]
     for place in places:
         place.mkdir()
-    of_cloud, of_edge = (CLOUD_PACE, EDGE_PACE) if target.startswith(REPLAY) else ((), ())
-    of_cloud = (*of_cloud, *ROOM, "--config", str(cloud_config))
-    of_edge = (*of_edge, *ROOM, "--config", str(edge_config))
+    token = EdgeToken.create(folder / "tokens.json")
+    of_cloud, of_edge = ((*CLOUD_PACE, *ROOM), (*EDGE_PACE, *ROOM)) if recorded else (MODEL_ROOM, MODEL_ROOM)
+    of_cloud = (*of_cloud, *_settings(places[0], tokens=str(token.file)))
     with ExitStack() as stack:
         cloud = stack.enter_context(
             running_cloud(places[0], target, "--sessions", str(sessions), *of_cloud, listen=f"{CLOUD_HOST}:0")
@@ -68,15 +73,31 @@ async def run_soak(
         # The next process listens where the first one did.
         cloud.flags[cloud.flags.index("--listen") + 1] = address
         async with EmulatedLink(*split_address(address), LINK, seed=seed) as link:
-            share = str(-(-sessions // EDGES))
+            share = ("--sessions", str(-(-sessions // EDGES)))
             starting = [
-                running_edge(place, draft, f"{link.host}:{link.port}", "--sessions", share, *of_edge)
+                running_edge(
+                    place,
+                    draft,
+                    f"{link.host}:{link.port}",
+                    *(*share, *of_edge, *_settings(place, token=token.secret, reconnect=RECONNECT)),
+                )
                 for place in places[1:]
             ]
             # In a thread: they are ready when they have connected, which takes this loop.
             edges = [await asyncio.to_thread(stack.enter_context, edge) for edge in starting]
-            soak = Soak(Watched(cloud), [Watched(edge) for edge in edges], link, questions, sessions)
-            return await soak.run(draw_faults(seed, seconds, every_s), seconds, seed)
+            soak = Soak(Watched(cloud), [Watched(edge) for edge in edges], link, token, questions, sessions)
+            # What is recorded has no KV states to keep.
+            kinds = [kind for kind in Kind if kind is not Kind.FULL_DISK or not recorded]
+            return await soak.run(draw_faults(kinds, seed, seconds, every_s), seconds, seed)
+
+
+def _settings(place: Path, **settings: Any) -> tuple[str, str]:
+    """The flags that give a daemon these settings, and those that all have."""
+    disk = {"path": str(place / "kv"), "max_bytes": DISK_BYTES}
+    cache = {"max_bytes": CACHE_BYTES, "disk": disk}
+    file = place / "settings.yaml"
+    file.write_text(yaml.safe_dump({"keepalive": IMPATIENT, "kv_cache": cache, **settings}))
+    return "--config", str(file)
 
 
 @click.command()
@@ -86,7 +107,7 @@ async def run_soak(
 )  # fmt: skip
 @click.option("--draft", help="Likewise; with replay: the trace's own.")
 @click.option(
-    "--seconds", type=FiniteFloatRange(5, 86400), default=180.0, show_default=True, help="Of asking."
+    "--minutes", type=FiniteFloatRange(0.1, 1440), default=3.0, show_default=True, help="Of asking."
 )
 @click.option("--sessions", type=click.IntRange(1, 256), default=32, show_default=True, help="At once.")
 @click.option(
@@ -100,18 +121,19 @@ def soak(
     context: click.Context,
     target: str,
     draft: str | None,
-    seconds: float,
+    minutes: float,
     sessions: int,
     every_s: float,
     seed: int,
     out: Path | None,
 ) -> None:
-    """Ask and ask while the link is cut, stalled and spoilt and the daemons are killed.
+    """Ask and ask while links, disks and tokens fail and the daemons are killed.
 
-    A cloud, two edges and the link between them, on this machine. Every answer is compared with what the
-    target alone says, and in the end nothing may be left over: no session, task or file descriptor, and no
-    more memory. Daemons are killed in the first two thirds of the time; memory is judged in the last. Exit
-    status 1 also says that something was not as promised.
+    A cloud, two edges and the link between them, on this machine. The link is cut, stalled and spoilt, the
+    disk of the KV caches is full (with models; what is recorded has none), the edges' token expires and is
+    renewed. Every answer is compared with what the target alone says, and in the end nothing may be left
+    over: no session, task or file descriptor, and no more memory. Daemons are killed in the first two thirds
+    of the time; memory is judged in the last. Exit status 1 also says that something was not as promised.
     """
     if target.startswith(REPLAY):
         if draft is not None:
@@ -130,7 +152,7 @@ def soak(
                 (target, draft),
                 questions,
                 sessions=sessions,
-                seconds=seconds,
+                seconds=60 * minutes,
                 every_s=every_s,
                 seed=seed,
             )

@@ -19,6 +19,7 @@ class Outcome(StrEnum):
 
     RIGHT = "right"  # every token as the target alone says them, each once
     ENDED = "ended"  # with the error that its cause has: its edge was killed
+    REFUSED = "refused"  # likewise: its edge's token had expired
     LEFT = "left"  # its client went away on purpose
     WRONG = "wrong"
     FAILED = "failed"  # with an error that nothing explains
@@ -49,8 +50,8 @@ class Answers:
 class Held:
     """A daemon while nobody asks it anything, at its first start and at the end, and its memory between.
 
-    `exceptions`: those that its log has with a traceback. `early_bytes` and `late_bytes` are of its last
-    process, None where that lived too short to tell.
+    `exceptions`: those that its log has with a traceback. `states_lost`: KV states that found no room on the
+    disk. `early_bytes` and `late_bytes` are of its last process, None where that lived too short to tell.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Held:
     left_tasks: int
     left_sessions: int
     exceptions: tuple[str, ...]
+    states_lost: int
     early_bytes: int | None
     late_bytes: int | None
 
@@ -135,16 +137,20 @@ class Soaked:
             f"resumed {answers.resumed} times"
             + "".join(f", {name} {seconds:.2f} s" for name, seconds in pause.items()),
             "",
-            "daemon    starts   fds idle  left   tasks idle  left   sessions left   MiB early    late",
+            "daemon    starts   fds idle  left   tasks idle  left   sessions left   MiB early    late   "
+            "states lost",
         ]
         for held in self.daemons:
             lines.append(
                 f"{held.name:<8}  {held.starts:>6}   {held.idle_fds:>8}  {held.left_fds:>4}   "
                 f"{held.idle_tasks:>10}  {held.left_tasks:>4}   {held.left_sessions:>13}   "
-                f"{_mib(held.early_bytes):>9}  {_mib(held.late_bytes):>6}"
+                f"{_mib(held.early_bytes):>9}  {_mib(held.late_bytes):>6}   {held.states_lost:>11}"
             )
-        lines += ["", *(f"NOT AS PROMISED: {problem}" for problem in self.problems())]
-        return "\n".join(lines).rstrip()
+        verdict = [f"NOT AS PROMISED: {problem}" for problem in self.problems()] or [
+            "as promised: no answer wrong, failed or hung; no session, fd or task left over; "
+            f"memory flat within {MAX_GROWTH_BYTES >> 20} MiB after the warm-up"
+        ]
+        return "\n".join([*lines, "", *verdict])
 
 
 def exceptions_in(log: str) -> tuple[str, ...]:
@@ -152,6 +158,11 @@ def exceptions_in(log: str) -> tuple[str, ...]:
     return tuple(
         re.findall(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(\S.*)$", log, re.MULTILINE)
     )
+
+
+def states_lost_in(log: str) -> int:
+    """How often a daemon's log says that a KV state could not be kept."""
+    return len(re.findall(r"WARNING .* a KV state could not be kept", log))
 
 
 PERCENTILES = (("median pause", 0.5), ("p95", 0.95), ("longest", 1.0))

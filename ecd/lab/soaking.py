@@ -17,19 +17,23 @@ from typing import Any, assert_never
 import click
 
 from ecd.client import Client
-from ecd.errors import DaemonError, EcdError
+from ecd.errors import Code, DaemonError, EcdError
 from ecd.lab.fault_plan import Fault, Kind
+from ecd.lab.hardship import EdgeToken, fill_disk, free_disk
 from ecd.lab.link import EmulatedLink
 from ecd.lab.questions import Question
-from ecd.lab.soaked import Answers, Held, Outcome, Soaked, exceptions_in
+from ecd.lab.soaked import Answers, Held, Outcome, Soaked, exceptions_in, states_lost_in
 from ecd.lab.system import DaemonProcess
 from ecd.lab.usage import Usage, early_and_late, usage_of
 
-# An answer that gets nothing for so long hangs; links are given up after 2 s, and faults last 4 at most.
-HANG_S = 45.0
+# An answer that gets nothing for so long hangs. Links are given up after 2 s, and faults last 4 at most; the
+# rest is for a machine that is busy with other things.
+HANG_S = 120.0
 # Until all that clients and dead peers left behind must be gone.
 QUIET_S = 20.0
 READ_EVERY_S = 0.5
+# After so long a cloud has looked at its token file.
+NOTICED_S = 1.5
 TELL_EVERY_S = 30.0
 # The share of answers whose client goes away in the middle.
 LEAVING = 0.05
@@ -80,11 +84,15 @@ class Soak:
         cloud: Watched,
         edges: Sequence[Watched],
         link: EmulatedLink,
+        token: EdgeToken,
         questions: Sequence[Question],
         sessions: int,
     ):
         self._cloud, self._edges = cloud, edges
         self._link = link
+        self._token = token
+        self._let_in, self._let_in_at = asyncio.Event(), 0.0
+        self._let_in.set()
         self._questions = questions
         self._sessions = sessions
         self._answers = Answers()
@@ -135,12 +143,39 @@ class Soak:
                 self._link.restore()
             case Kind.CORRUPT:
                 self._link.corrupt()
+            case Kind.FULL_DISK:
+                await self._without_room(fault.for_s)
+            case Kind.EXPIRED:
+                await self._without_token(fault.for_s)
             case Kind.KILL_CLOUD:
                 await self._cloud.kill()
             case Kind.KILL_EDGE:
                 await self._edges[fault.which % len(self._edges)].kill()
             case unreachable:
                 assert_never(unreachable)
+
+    async def _without_room(self, for_s: float) -> None:
+        everybody = (self._cloud, *self._edges)
+        for watched in everybody:
+            fill_disk(watched.pid(), watched.daemon.log)
+        await asyncio.sleep(for_s)
+        for watched in everybody:
+            free_disk(watched.pid())
+
+    async def _without_token(self, for_s: float) -> None:
+        """Also waits for the edges to be back: what they are asked before may still end with the error."""
+        self._let_in.clear()
+        self._token.expire()
+        await asyncio.sleep(NOTICED_S + for_s)
+        self._token.renew()
+        deadline = monotonic() + QUIET_S
+        while monotonic() < deadline:
+            edges = [await edge.ask("status") for edge in self._edges]
+            if all(edge["link"]["state"] == "connected" for edge in edges):
+                break
+            await asyncio.sleep(READ_EVERY_S)
+        self._let_in_at = monotonic()
+        self._let_in.set()
 
     # -- who asks
 
@@ -158,10 +193,19 @@ class Soak:
         except TimeoutError:
             outcome, reason = Outcome.HUNG, f"for {HANG_S:g} s"
         except EcdError as e:
-            # The one error that is the client's to see: its own edge is gone.
-            killed = isinstance(e, DaemonError) and any(begun <= at for at in edge.killed_at)
-            outcome, reason = (Outcome.ENDED, "") if killed else (Outcome.FAILED, f"{e.code.name} {e}")
+            outcome, reason = self._explained(e, edge, begun)
         self._answers.end(outcome, reason)
+        if outcome is Outcome.REFUSED:
+            await self._let_in.wait()
+
+    def _explained(self, error: EcdError, edge: Watched, begun: float) -> tuple[Outcome, str]:
+        """The two errors that are the client's to see: its own edge is gone, or its edge's token was bad."""
+        if isinstance(error, DaemonError) and any(begun <= at for at in edge.killed_at):
+            return Outcome.ENDED, ""
+        bad_since = not self._let_in.is_set() or begun <= self._let_in_at
+        if bad_since and error.code is Code.UNAVAILABLE and self._token.error in str(error):
+            return Outcome.REFUSED, ""
+        return Outcome.FAILED, f"{error.code.name} {error}"
 
     async def _answer(self, edge: Watched, question: Question, *, leaves: bool) -> tuple[Outcome, str]:
         """How one answer ended. Raises EcdError, and TimeoutError when it hangs."""
@@ -226,6 +270,7 @@ class Soak:
         fds, tasks = await _held(watched)
         sessions = await watched.ask("sessions")
         early, late = early_and_late(watched.readings) or (None, None)
+        log = watched.daemon.log.read_text(errors="replace")
         return Held(
             name=watched.name,
             starts=1 + len(watched.killed_at),
@@ -234,7 +279,8 @@ class Soak:
             idle_tasks=watched.idle_tasks,
             left_tasks=tasks,
             left_sessions=len(sessions["sessions"]),
-            exceptions=exceptions_in(watched.daemon.log.read_text(errors="replace")),
+            exceptions=exceptions_in(log),
+            states_lost=states_lost_in(log),
             early_bytes=early,
             late_bytes=late,
         )

@@ -8,6 +8,7 @@ favour those; it spares ecd some of the steps with which it would find out for i
 than 0.2 % of its rate in a simulation.
 """
 
+import contextlib
 import signal
 import tempfile
 import time
@@ -37,6 +38,7 @@ from ecd.lab.system import DaemonProcess
 
 WARM_UP_K = 4
 WARM_UP_TOKENS = 32
+READ_TOKENS = 4  # enough that the draft model is asked, and reads the prompt too
 LOAD_WAIT_S = 6.0  # a cloud tells its step times with the answers to PINGs, which go every 2 s
 POLL_S = 0.1
 
@@ -67,8 +69,13 @@ def measure(
             signal.signal(number, signal.default_int_handler)
         try:
             with progress(cells) as shown:
+                read = None
                 for cell in shown:
-                    runs.append(_ask(rig, cell, pair.askings[cell.prompt], campaign))
+                    asking = pair.askings[cell.prompt]
+                    if campaign.cached and read != (cell.prompt, cell.repeat):
+                        _read(rig, asking)
+                        read = cell.prompt, cell.repeat
+                    runs.append(_ask(rig, cell, asking, campaign))
         except KeyboardInterrupt:
             interrupted = True
         conditions = {rtt_ms: _conditions(edge) for rtt_ms, edge in rig.edges.items()}
@@ -103,12 +110,22 @@ def _conditions(edge: DaemonProcess) -> dict[str, Any]:
 
 def _ask(rig: Rig, cell: Cell, asking: Asking, campaign: Campaign) -> Run:
     try:
-        return _answered(rig, cell, asking, campaign.max_tokens, campaign.objective)
+        return _answered(rig, cell, asking, campaign.max_tokens, campaign.objective, kv_cache=campaign.cached)
     except (EcdError, OSError) as e:
         return Run(cell, error=str(e) or type(e).__name__)
 
 
-def _answered(rig: Rig, cell: Cell, asking: Asking, max_tokens: int, objective: Objective) -> Run:
+def _read(rig: Rig, asking: Asking) -> None:
+    """The cloud and the drafter of every edge read a prompt; what fails here fails again and is told then."""
+    for rtt_ms in rig.edges:
+        cell = Cell(Variant(Mode.ROUNDS, WARM_UP_K), rtt_ms, asking.kind, 0, 0)
+        with contextlib.suppress(EcdError, OSError):
+            _answered(rig, cell, asking, READ_TOKENS, "latency", kv_cache=True)
+
+
+def _answered(
+    rig: Rig, cell: Cell, asking: Asking, max_tokens: int, objective: Objective, *, kv_cache: bool
+) -> Run:
     edge = rig.edges[cell.rtt_ms]
     before = edge.call("stats"), rig.cloud.call("stats")
     reception, result = Reception(), dict[str, Any]()
@@ -119,7 +136,7 @@ def _answered(rig: Rig, cell: Cell, asking: Asking, max_tokens: int, objective: 
             temperature=asking.temperature,
             seed=asking.seed,
             max_tokens=max_tokens,
-            **cell.variant.arguments(objective),
+            **cell.variant.arguments(objective, kv_cache=kv_cache),
         ):
             match event["event"]:
                 case "text":
@@ -164,7 +181,7 @@ def _warm_up(rig: Rig, askings: Sequence[Asking], max_tokens: int) -> WarmUp:
     for number, (rtt_ms, edge) in enumerate(rig.edges.items()):
         for asking in of_first[: None if number == 0 else 1]:
             cell = Cell(Variant(Mode.ROUNDS, WARM_UP_K), rtt_ms, asking.kind, 0, 0)
-            run = _answered(rig, cell, asking, min(max_tokens, WARM_UP_TOKENS), "latency")
+            run = _answered(rig, cell, asking, min(max_tokens, WARM_UP_TOKENS), "latency", kv_cache=False)
             settled += run.settled
             right += run.right
         if number == 0:

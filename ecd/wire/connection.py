@@ -14,7 +14,7 @@ from typing import Any
 
 from ecd.errors import AuthError, Code, ProtocolError
 from ecd.wire.fingerprint import Fingerprint
-from ecd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame, id_width, is_uint
+from ecd.wire.frames import MAX_FRAME_BYTES, MAX_ITEMS, FrameReader, encode_frame, id_width, is_uint
 from ecd.wire.messages import (
     Audit,
     Commit,
@@ -42,6 +42,8 @@ COMMIT = "commit"
 FEATURES = ("q", "alternates", "prefix", COMMIT)
 PAGES = "pages"
 HANDSHAKE_FRAME_BYTES = 64 << 10
+# Arrays that are nested as deep as the decoder allows are all reserved; a stranger's are to be small.
+HANDSHAKE_ITEMS = 256
 # Frames of unknown types are ignored, but not for as long as the handshake may take.
 HANDSHAKE_FRAMES = 16
 # A frame that was begun must be complete after so long, whatever else arrives of it.
@@ -205,7 +207,7 @@ class Connection:
         self.streams: set[int] = set()
         self._goaway: Goaway | None = None
         self._last_stream = 0
-        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES)
+        self._reader = FrameReader(HANDSHAKE_FRAME_BYTES, HANDSHAKE_ITEMS)
         self._width = id_width(settings.fingerprint.n_vocab)
         self._output: deque[Outgoing] = deque()
         self._events: list[Event] = []
@@ -350,6 +352,8 @@ class Connection:
 
     def _fail(self, code: Code, message: str) -> None:
         if self.state is not State.CLOSED:
+            # It may quote what the peer said.
+            message = readable(message)
             self._queue(Error(0, code, message))
             self._close(code, message)
 
@@ -445,7 +449,7 @@ class Connection:
             raise ProtocolError("limits must be numbers of at most 32 bits")
         self.state = State.OPEN
         self.peer = peer
-        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+        self._reader.max_frame_bytes, self._reader.max_items = MAX_FRAME_BYTES, MAX_ITEMS
         if self._goaway is not None:
             self._queue(self._goaway)
         self._ping(now)

@@ -4,6 +4,7 @@ Owns how bytes become arrays and back, and the limits checked before memory is s
 sockets or clocks. Used by the link between the daemons and by the control socket.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,15 @@ class FrameReader:
 
 def decode_body(body: bytes, max_items: int = MAX_ITEMS) -> list[Any]:
     """The array in one frame's body; raises ProtocolError when it is not `[type, stream, ...]`."""
-    # Arrays are reserved as declared, so they are kept short; whatever is long travels as bytes.
+    seen = itertools.count(1)
+
+    def counted(container: Any) -> Any:
+        if next(seen) > max_items:
+            raise ValueError(f"more than {max_items} arrays and maps")
+        return container
+
+    # Arrays are reserved as declared, so they are kept short; whatever is long travels as bytes. An empty one
+    # is a byte on the wire and 64 in memory, so they are few.
     try:
         fields = msgpack.unpackb(
             body,
@@ -74,6 +83,8 @@ def decode_body(body: bytes, max_items: int = MAX_ITEMS) -> list[Any]:
             max_array_len=max_items,
             max_map_len=max_items,
             max_ext_len=0,
+            list_hook=counted,
+            object_hook=counted,
             ext_hook=_refuse_extension,
         )
     except (ValueError, msgpack.UnpackException, RecursionError, MemoryError) as e:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ class Edge:
     """A link to an edge that is the test."""
 
     peername = "an edge"
+    connection = SimpleNamespace(tenant="berlin")
 
     def __init__(self) -> None:
         self.frames: asyncio.Queue[Kv] = asyncio.Queue()
@@ -55,7 +57,7 @@ def want(last: int = len(TOKENS), **changes: Any) -> Kv:
     return replace(wanted.ask(1), **({"chunks": EVERYTHING} | changes))
 
 
-async def test_the_pages_are_those_of_the_prompt(assist: Assist) -> None:
+async def test_the_pages_are_those_of_the_prompt(assist: Assist, reader: Reader) -> None:
     edge = Edge()
     wanted = Wanted(SHAPE.model, 1000, Encoding.F16, lambda a, b: SHAPE.most_bytes(Encoding.F16, a, b))
     assist.on_message(edge.link, wanted.ask(1), TOKENS)
@@ -66,6 +68,7 @@ async def test_the_pages_are_those_of_the_prompt(assist: Assist) -> None:
         if credit := wanted.grant(1):
             assist.on_message(edge.link, credit, TOKENS)
     assert assist.load()["assist_waiting"] == 0
+    assert set(reader.tenants) == {"berlin"}
 
 
 @pytest.mark.parametrize(

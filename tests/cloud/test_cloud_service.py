@@ -38,6 +38,7 @@ class Engine:
         self.error: EngineError = EngineLost("a worker died")
         self.prompts: list[list[int]] = []
         self.fresh: list[bool] = []
+        self.tenants: list[str] = []
         # Pieces of idle work that are left.
         self.unprepared = 0
         self.prepared = threading.Event()
@@ -50,6 +51,7 @@ class Engine:
             raise self.error
         self.prompts += [list(item.tokens[: item.prompt_len]) for item in work]
         self.fresh += [item.fresh for item in work]
+        self.tenants += [item.tenant for item in work]
         judged = {item.key: Judged(Verdict((7,), 0), len(item.hints), cached=2) for item in work}
         return StepResult(judged)
 
@@ -112,7 +114,7 @@ def engine() -> Engine:
 async def service(engine: Engine) -> AsyncIterator[CloudService]:
     settings = Settings(Role.CLOUD, "cloud under test", FINGERPRINT, limits=LIMITS)
     vocabulary = Vocabulary(1000, frozenset(), lambda token: b"x")
-    service = CloudService(engine, vocabulary, settings, Batcher(engine.capacity, 4, 4), lambda: None)
+    service = CloudService(engine, vocabulary, settings, Batcher(engine.capacity, 4, 4))
     stepping = asyncio.create_task(service.step_forever())
     yield service
     stepping.cancel()

@@ -12,6 +12,7 @@ from ecd.sampling import Sampling
 from ecd.wire.fingerprint import Fingerprint
 
 LENGTH = 300
+WE, THEY = "berlin", "paris"
 
 
 def test_its_cells_are_nearly_those_of_an_edge(draft: LlamaModel, target: LlamaModel) -> None:
@@ -21,8 +22,8 @@ def test_its_cells_are_nearly_those_of_an_edge(draft: LlamaModel, target: LlamaM
     edge = LlamaDrafter(draft, slots=1, context_tokens=512, threads=1)
     assert assist.shape == edge.shape
     assert assist.token_s > 0
-    parts = [assist.cells(1, tokens, 0, 256), assist.cells(1, tokens, 256, LENGTH)]
-    assert assist.common(1, tokens) == LENGTH
+    parts = [assist.cells(1, tokens, WE, 0, 256), assist.cells(1, tokens, WE, 256, LENGTH)]
+    assert assist.common(1, tokens, WE) == LENGTH
     while edge.held(0) < LENGTH:
         edge.draft([DraftTask(0, 0, tokens, LENGTH, LENGTH, Sampling())])
     local = edge.take(0, tokens)
@@ -32,11 +33,17 @@ def test_its_cells_are_nearly_those_of_an_edge(draft: LlamaModel, target: LlamaM
     assert far.mean() < 0.02 * np.abs(local.astype(np.float32)).mean()
     # Of another text the common beginning is not read again, and what differs is.
     other = [*tokens[:100], tokens[100] + 1, *tokens[101:]]
-    assert assist.common(1, other) == 100
-    np.testing.assert_array_equal(assist.cells(1, other, 0, 100), parts[0][:100])
-    assert assist.common(1, tokens) == LENGTH
-    assist.cells(1, other, 100, 120)
-    assert assist.common(1, tokens) == 100
+    assert assist.common(1, other, WE) == 100
+    np.testing.assert_array_equal(assist.cells(1, other, WE, 0, 100), parts[0][:100])
+    assert assist.common(1, tokens, WE) == LENGTH
+    assist.cells(1, other, WE, 100, 120)
+    assert assist.common(1, tokens, WE) == 100
+    # What was read for one tenant is read again for another.
+    assert assist.common(1, tokens, THEY) == 0
+    theirs = assist.cells(1, tokens, THEY, 0, 120)
+    assert (assist.common(1, tokens, THEY), assist.common(1, tokens, WE)) == (120, 0)
+    far = np.abs(theirs.astype(np.float32) - local[:120].astype(np.float32))
+    assert far.mean() < 0.02 * np.abs(local[:120].astype(np.float32)).mean()
     assist.close()
     edge.close()
 

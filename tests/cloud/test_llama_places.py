@@ -137,6 +137,31 @@ def test_a_second_turn_goes_on_from_the_cells_of_the_first(
     assert stats["hits"] == 1
 
 
+def test_what_one_tenant_asked_saves_another_nothing(
+    make: Make, first: list[int], another: list[int]
+) -> None:
+    """Whether the text is still in the cells of a session that runs, of one that is over, or in memory."""
+    talk = Sessions(make())
+    running = talk.begin(first, tenant="berlin")
+    running.go(1)
+    said = talk.ask(first, tenant="paris")
+    assert talk.cached == 0
+    assert talk.ask(first, tenant="paris") == said
+    assert talk.cached == 64
+    running.end()
+    while talk.verifier.prepare(never):
+        pass
+    assert talk.ask(first, tenant="rome") == said
+    assert talk.cached == 0
+    for tenant in ("berlin", "paris"):
+        talk.ask(another, tenant=tenant)
+    assert talk.verifier.stats()["saved_texts"] > 0
+    assert talk.ask(first, tenant="oslo") == said
+    assert talk.cached == 0
+    assert talk.ask(first, tenant="rome") == said
+    assert talk.cached >= 64
+
+
 def test_an_answer_that_was_read_again_in_idle_time_serves_whole(
     target: LlamaModel, make: Make, first: list[int], stable: bool
 ) -> None:

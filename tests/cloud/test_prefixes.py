@@ -10,6 +10,8 @@ from ecd.cloud.prefixes import Prefixes
 from ecd.errors import BadRequest, UnknownPrefix
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
 
+WE, THEY = "berlin", "paris"
+
 
 def text(seed: int, tokens: int) -> list[int]:
     rng = random.Random(seed)
@@ -23,63 +25,75 @@ def hashes(tokens: list[int]) -> list[bytes]:
 @given(st.integers(0, 5 * BLOCK_TOKENS))
 def test_every_whole_block_of_a_text_can_be_asked_for(tokens: int) -> None:
     prefixes, prompt = Prefixes(), text(1, tokens)
-    prefixes.remember(prompt)
+    prefixes.remember(WE, prompt)
     for number, block_hash in enumerate(hashes(prompt), 1):
         length = number * BLOCK_TOKENS
-        assert prefixes.resolve(block_hash, length) == tuple(prompt[:length])
+        assert prefixes.resolve(WE, block_hash, length) == tuple(prompt[:length])
 
 
 def test_what_was_never_told_is_not_known() -> None:
     prefixes = Prefixes()
-    prefixes.remember(text(1, 200))
+    prefixes.remember(WE, text(1, 200))
     for unknown in (hashes(text(2, 64))[0], b"", b"x" * 32, None):
         with pytest.raises(UnknownPrefix, match="send the whole prompt"):
-            prefixes.resolve(unknown, BLOCK_TOKENS)
+            prefixes.resolve(WE, unknown, BLOCK_TOKENS)
 
 
 @pytest.mark.parametrize("length", [64, 192])
 def test_a_hash_with_the_wrong_length_is_not_known(length: int) -> None:
     prefixes, prompt = Prefixes(), text(1, 200)
-    prefixes.remember(prompt)
+    prefixes.remember(WE, prompt)
     with pytest.raises(UnknownPrefix):
-        prefixes.resolve(hashes(prompt)[1], length)
+        prefixes.resolve(WE, hashes(prompt)[1], length)
+
+
+def test_what_one_tenant_sent_is_not_known_to_another() -> None:
+    prefixes, prompt = Prefixes(), text(1, 2 * BLOCK_TOKENS)
+    prefixes.remember(WE, prompt)
+    with pytest.raises(UnknownPrefix):
+        prefixes.resolve(THEY, hashes(prompt)[1], 128)
+    prefixes.remember(THEY, prompt[:BLOCK_TOKENS])
+    assert prefixes.resolve(THEY, hashes(prompt)[0], 64) == tuple(prompt[:64])
+    with pytest.raises(UnknownPrefix):
+        prefixes.resolve(THEY, hashes(prompt)[1], 128)
+    assert prefixes.resolve(WE, hashes(prompt)[1], 128) == tuple(prompt)
 
 
 def test_a_length_that_no_prefix_has_is_a_bad_request() -> None:
     with pytest.raises(BadRequest, match="65 is not a multiple of 64"):
-        Prefixes().resolve(b"x" * 32, 65)
+        Prefixes().resolve(WE, b"x" * 32, 65)
 
 
 def test_texts_share_their_beginning() -> None:
     prefixes, prompt = Prefixes(), text(1, 3 * BLOCK_TOKENS)
-    prefixes.remember([*prompt, *text(2, BLOCK_TOKENS)])
-    prefixes.remember([*prompt, *text(3, BLOCK_TOKENS)])
+    prefixes.remember(WE, [*prompt, *text(2, BLOCK_TOKENS)])
+    prefixes.remember(WE, [*prompt, *text(3, BLOCK_TOKENS)])
     assert len(prefixes) == 5
 
 
 def test_the_ends_of_old_texts_go_first() -> None:
     prefixes = Prefixes(max_blocks=4)
     old, new = text(1, 3 * BLOCK_TOKENS), text(2, 2 * BLOCK_TOKENS)
-    prefixes.remember(old)
-    prefixes.remember(new)
+    prefixes.remember(WE, old)
+    prefixes.remember(WE, new)
     assert len(prefixes) == 4
-    assert prefixes.resolve(hashes(new)[1], 128) == tuple(new)
-    assert prefixes.resolve(hashes(old)[1], 128) == tuple(old[:128])
+    assert prefixes.resolve(WE, hashes(new)[1], 128) == tuple(new)
+    assert prefixes.resolve(WE, hashes(old)[1], 128) == tuple(old[:128])
     with pytest.raises(UnknownPrefix):
-        prefixes.resolve(hashes(old)[2], 192)
+        prefixes.resolve(WE, hashes(old)[2], 192)
 
 
 def test_a_text_that_is_told_again_is_new_again() -> None:
     prefixes = Prefixes(max_blocks=4)
     first, second, third = (text(seed, 2 * BLOCK_TOKENS) for seed in range(3))
     for each in (first, second, first, third):
-        prefixes.remember(each)
-    assert prefixes.resolve(hashes(first)[1], 128) == tuple(first)
+        prefixes.remember(WE, each)
+    assert prefixes.resolve(WE, hashes(first)[1], 128) == tuple(first)
     with pytest.raises(UnknownPrefix):
-        prefixes.resolve(hashes(second)[1], 128)
+        prefixes.resolve(WE, hashes(second)[1], 128)
 
 
 def test_a_text_longer_than_all_there_is_room_for_keeps_its_beginning() -> None:
     prefixes, prompt = Prefixes(max_blocks=2), text(1, 5 * BLOCK_TOKENS)
-    prefixes.remember(prompt)
-    assert prefixes.resolve(hashes(prompt)[1], 128) == tuple(prompt[:128])
+    prefixes.remember(WE, prompt)
+    assert prefixes.resolve(WE, hashes(prompt)[1], 128) == tuple(prompt[:128])

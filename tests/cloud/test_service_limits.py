@@ -2,7 +2,7 @@
 
 import socket
 
-from ecd.config import split_address
+from ecd.addresses import split_address
 from ecd.engine.llama import LlamaModel
 from ecd.lab.system import DaemonProcess, address_of
 from ecd.wire.connection import Connection, Received, Role, Settings

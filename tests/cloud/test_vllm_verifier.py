@@ -21,7 +21,7 @@ import pytest
 from ecd.cloud.verifier import Judged, StepResult, Work
 from ecd.errors import ModelError
 from ecd.models.fetch import resolve
-from ecd.sampling import Hint, Noise, Sampling, adjust, quantise, race, shape, uniforms
+from ecd.sampling import Hint, Noise, Sampling, Verdict, adjust, quantise, race, shape, uniforms
 
 pytest.importorskip("vllm")
 torch = pytest.importorskip("torch")
@@ -34,7 +34,7 @@ from ecd.engine.hf import HfModel  # noqa: E402
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MODEL = "smollm2-135m-hf"
-SESSIONS, ANSWER, MOST_HINTS = 16, 128, 8
+SESSIONS, ANSWER, MOST_HINTS = 16, 96, 8
 CONTEXT = 1024
 ENGINE = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
 ASKED = (
@@ -123,7 +123,7 @@ TWO_WORKERS: dict[str, Any] = {"tensor_parallel_size": 2}
     scope="module",
     params=[
         pytest.param(({}, ANSWER), id="one worker"),
-        pytest.param((TWO_WORKERS, ANSWER // 4), id="tensor parallel, short answers"),
+        pytest.param((TWO_WORKERS, ANSWER // 3), id="tensor parallel, short answers"),
         pytest.param((TWO_WORKERS, ANSWER), id="tensor parallel", marks=pytest.mark.large),
         pytest.param(({"num_gpu_blocks_override": 40}, ANSWER), id="short of room"),
     ],
@@ -457,6 +457,35 @@ def test_what_was_read_before_is_not_read_again(engine: VllmVerifier, prompts: l
     engine.forget(key + 2)
     assert fresh.cached == 0
     assert fresh.verdict == again.verdict
+    # Nor does anything that one tenant asked save another one time, from which it could tell what that was.
+    for number, (tenant, cached) in enumerate((("berlin", 0), ("paris", 0), ("berlin", again.cached)), 3):
+        theirs = read_prompts(engine, [key + number], long, tenant=tenant)[key + number]
+        engine.forget(key + number)
+        assert (theirs.cached, theirs.verdict) == (cached, again.verdict)
+
+
+def test_a_verdict_that_was_nobodys_to_commit_is_given_again_and_other_tokens_can_follow(
+    engine: VllmVerifier, prompts: list[list[int]], stock: list[list[int]]
+) -> None:
+    """As in a session whose edge commits: the text is read ahead, and goes on with what the edge says."""
+    prompt, says, key = prompts[0], stock[0], 6_000_000
+
+    def verdict(tokens: list[int], *hints: int) -> Verdict:
+        while True:
+            work = Work(key, tokens, len(prompt), Sampling(), [Hint(hint) for hint in hints])
+            if key in (judged := engine.step([work]).judged):
+                return judged[key].verdict
+
+    assert verdict(prompt) == verdict(prompt) == Verdict((says[0],), 0)
+    # An audit of two tokens, the second of which the target would not have said.
+    other = next(token for token in range(100, 200) if token != says[2])
+    assert verdict([*prompt, says[0]], says[1], other) == Verdict(tuple(says[1:3]), 1)
+    # The edge's stay, as if the target had never said another; vLLM holds a text of the same length.
+    edges = [*prompt, *says[:2], other]
+    follows = verdict(edges)
+    engine.forget(key)
+    assert verdict(edges) == follows
+    engine.forget(key)
 
 
 def test_long_prompts_are_read_in_pieces_side_by_side(

@@ -1,17 +1,42 @@
 """An edge service whose one cloud is the test: a real choice of clouds over a link that is made up."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.fleet import Served
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff, LinkState, Uplink
 from ecd.edge.uplinks import Place, Uplinks
+from ecd.sampling import Guess
 from ecd.wire.connection import Role, Rtt, Settings
 from ecd.wire.fingerprint import Fingerprint
 
 SERVED = Served("bytes", "v", "p", {})
+
+
+class NoDrafter:
+    """Has no slot; a text of `slot_tokens` would fit one."""
+
+    slots = branches = 0
+
+    def __init__(self, slot_tokens: int = 0) -> None:
+        self.slot_tokens = slot_tokens
+
+    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
+        raise AssertionError
+
+    def release(self, slot: int) -> None: ...
+
+    def prefill(self, slot: int) -> Prefill:
+        raise AssertionError
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None: ...
 
 
 class MadeUpLink:

@@ -72,7 +72,7 @@ class Edge:
             connect(uplinks, self.uplink, link)
         else:
             self.uplink.refused = "wrong token"
-        self.drafting = asyncio.create_task(self.service.draft_forever())
+        self.drafting = asyncio.create_task(self.service.drafting.forever())
 
     def start(self, mode: Mode, **asked: Any) -> Answer:
         return self.service.start(Request(PROMPT, Sampling(), 20, mode=mode, threshold=0.5, **asked))

@@ -106,6 +106,39 @@ class TestChoice:
         fleet.closed("b")
         assert fleet.max_context == NEED, "it may come back"
 
+    @pytest.mark.parametrize(
+        ("share", "running", "chosen"),
+        [
+            (1.0, 0, "b"),
+            (1.0, 4, "b"),
+            (1.0, 6, "a"),
+            (0.5, 2, "b"),
+            (0.5, 4, "a"),
+            (0.1, 3, "a"),
+            (0.1, 2, "b"),
+        ],
+    )
+    def test_a_cloud_that_holds_the_prompt_may_have_more_to_do(
+        self, share: float, running: int, chosen: str
+    ) -> None:
+        """With it `a`, which holds nothing, has 3, and `b` may have less than 3 / (1 - share / 2)."""
+        fleet = fleet_of(1, 1)
+        fleet.told("a", 0.02, load(running=2), 0.0)
+        fleet.told("b", 0.02, load(running=running), 0.0)
+        assert fleet.choose(NEED, 0.0, {"b": share}) == chosen
+
+    def test_a_cloud_that_holds_the_prompt_is_always_compared(self) -> None:
+        for seed in range(30):
+            assert fleet_of(*[1] * 8, seed=seed).choose(NEED, 0.0, {"c": 0.2, "f": 0.9}) == "f"
+
+    def test_what_a_cloud_holds_does_not_make_up_for_a_wait_there(self) -> None:
+        fleet = fleet_of(1, 1)
+        fleet.told("a", 0.02, load(running=9), 0.0)
+        fleet.told("b", 0.02, load(queued=1), 0.0)
+        assert fleet.choose(NEED, 0.0, {"b": 1.0}) == "a"
+        fleet.closed("a")
+        assert fleet.choose(NEED, 0.0, {"a": 1.0}) == "b"
+
     def test_of_many_clouds_two_are_compared_and_none_takes_all(self) -> None:
         # Eight edges' worth of answers on loads that are told once: each has a view of its own.
         chosen: Counter[str | None] = Counter()

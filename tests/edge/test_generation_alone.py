@@ -6,11 +6,11 @@ import pytest
 from talk import PROMPT, Talk, guesses, opening
 
 from ecd.edge.commands import Command, Emit, Finished
-from ecd.edge.ending import Ending
 from ecd.edge.generation import Phase
 from ecd.edge.pacing import Pace
+from ecd.edge.threshold import Thresholds
+from ecd.edge.turns import Turns
 from ecd.sampling import Guess
-from ecd.text import TextStream
 from ecd.wire.messages import Finish, Origin
 
 END = 7
@@ -28,10 +28,10 @@ class Alone(Talk):
         self.g.lost()
 
     def go(self) -> list[Command]:
-        request = self.g.request
-        ending = Ending(TextStream(request.stop), lambda token: b"%d," % token, frozenset({END}), 20)
-        ending.room = request.max_tokens - len(self.g.committed)
-        return self.g.go_on_alone(ending)
+        own = Turns.of(
+            self.g.request, Thresholds(), lambda token: b"%d," % token, frozenset({END}), self.g.committed
+        )
+        return self.g.go_on_alone(own)
 
 
 def emitted(*ids: int) -> Emit:
@@ -81,12 +81,12 @@ def test_copied_text_is_not_the_drafts_own() -> None:
     assert list(task.context) == [*PROMPT, 1, 2, 3]
 
 
-def test_a_guess_under_way_when_the_cloud_is_given_up_is_thrown_away() -> None:
+def test_a_guess_under_way_when_the_cloud_is_given_up_is_the_text_too() -> None:
     talk = Alone(3)
     task = talk.task()
     assert talk.go() == [emitted(3)]
     assert talk.g.next_tasks(1) == [], "one at a time"
-    assert talk.done(task, Guess(4, 0.9)) == []
+    assert talk.done(task, Guess(4, 0.9), Guess(9, 0.9, "lookup")) == [emitted(4)]
     assert talk.draft(5) == [emitted(5)]
 
 
@@ -115,7 +115,7 @@ def test_nothing_follows_the_end(guessed: tuple[int, ...], stop: tuple[str, ...]
 def test_without_a_drafter_it_waits() -> None:
     talk = Alone(slot=None)
     assert talk.go() == []
-    assert talk.g.alone is None
+    assert talk.g.turns is None
 
 
 def test_a_drafter_that_fails_leaves_it_waiting_with_what_it_has() -> None:

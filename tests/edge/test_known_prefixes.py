@@ -1,6 +1,6 @@
 """What the edge takes the cloud to know."""
 
-from ecd.edge.known_prefixes import KnownPrefixes
+from ecd.edge.known_prefixes import CloudPrefixes, KnownPrefixes
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
 
 PROMPT = list(range(1000, 1000 + 4 * BLOCK_TOKENS))
@@ -50,3 +50,20 @@ def test_the_ends_of_old_texts_go_first() -> None:
     known.add([7] * BLOCK_TOKENS)
     assert found(known, [*PROMPT, 1]) == 3 * BLOCK_TOKENS
     assert found(known, [7] * 100) == BLOCK_TOKENS
+
+
+class Cloud:
+    """Some cloud."""
+
+
+def test_each_cloud_has_what_it_was_sent_itself() -> None:
+    here, there = Cloud(), Cloud()
+    prefixes: CloudPrefixes[Cloud] = CloudPrefixes()
+    prefixes.at(here).add(PROMPT[:130])
+    assert prefixes.at(there).longest(PROMPT) is None
+    assert prefixes.shares(PROMPT) == {here: 0.5}
+    prefixes.at(there).add(PROMPT)
+    assert prefixes.shares(PROMPT) == {here: 0.5, there: 0.75}, "a token is left behind it"
+    assert prefixes.shares([5, *PROMPT]) == {}
+    prefixes.at(here).forget()
+    assert prefixes.shares(PROMPT) == {there: 0.75}

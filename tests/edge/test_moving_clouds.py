@@ -19,8 +19,7 @@ from ecd.errors import Code
 from ecd.sampling import Sampling
 from ecd.wire.connection import Closed, PeerDraining, Received
 from ecd.wire.messages import Finish, Open, Reset, Tokens
-from tests.edge.one_cloud import MadeUpLink, attach, connect
-from tests.edge.test_edge_service import NoDrafter
+from tests.edge.one_cloud import MadeUpLink, NoDrafter, attach, connect
 
 CLOUDS, ANSWERS, EVENTS, MAX_TOKENS = 3, 4, 400, 60
 

@@ -47,7 +47,8 @@ def test_an_edge_that_has_measured_nothing_says_so() -> None:
 def test_conditions_are_in_milliseconds() -> None:
     survival = Survival(64.0)
     survival.settle(0, True)
-    told = conditions_told(Meter(0.05, 0.002, 0.005, 0.03, 0.0006, 8, False), survival)
+    meter = Meter(0.05, 0.002, 0.005, 0.03, 0.0006, max_verify=8, alone=False)
+    told = conditions_told(meter, survival)
     assert [told[name] for name in ("rtt_ms", "jitter_ms", "draft_ms", "step_ms")] == [50, 2, 5, 30]
     assert told["slope"] == pytest.approx(0.02)
     assert (told["max_verify"], told["alone"], told["acceptance"]) == (8, False, 1.0)

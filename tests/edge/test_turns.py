@@ -23,10 +23,9 @@ END = 0
 
 def shared(share: float = 1.0, fixed: float | None = 0.9, **changes: Any) -> Talk:
     """A generation of mode confident behind PROMPT."""
-    talk = Talk(**changes)
-    request = talk.g.request
-    asked = replace(request, mode=Mode.CONFIDENT, threshold=fixed, target_agreement=0.9, audit_share=share)
-    talk.g.turns = Turns.of(asked, Thresholds(), lambda token: bytes([token]), frozenset({END}))
+    given = {"mode": Mode.CONFIDENT, "threshold": fixed, "target_agreement": 0.9, "audit_share": share}
+    talk = Talk(**(given | changes))
+    talk.g.turns = Turns.of(talk.g.request, Thresholds(), lambda token: bytes([token]), frozenset({END}))
     return talk
 
 
@@ -222,9 +221,9 @@ class TestEnding:
         talk.commit(98)
         assert guess(talk, 99)[-1] == Finished(Finish.STOP)
 
-    def test_alone_nothing_is_sent(self) -> None:
-        talk = shared(fixed=0.0, share=0.0)
-        talk.g.phase = Phase.ALONE
+    def test_alone_nothing_is_too_unsure_and_nothing_is_sent(self) -> None:
+        talk = shared(mode=Mode.EDGE_ONLY)
+        assert not talk.g.wants_cloud
         for token in (11, 12):
             assert guess(talk, token, 0.01) == [Emit((token,), (Origin.EDGE_CONFIDENT,))]
         assert guess(talk, END, 0.01)[1:] == [Finished(Finish.STOP)]

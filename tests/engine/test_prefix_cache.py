@@ -1,5 +1,7 @@
 """Which kept text serves another one, and which texts are kept: pure, no model anywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,13 @@ class TestHeldBy:
         assert wanted(ids, 149, chunk=64).held_by(over) == 64
         assert wanted(ids[:150], 150, chunk=64).held_by(over) == 64
 
+    def test_a_text_of_another_tenant_serves_nobody(self) -> None:
+        ids = numbers(0, 180)
+        theirs = replace(text(ids, prompt_len=180), tenant="paris")
+        assert wanted(ids).held_by(theirs) == wanted(ids).common(theirs) == 0
+        assert replace(wanted(ids), tenant="berlin").held_by(theirs) == 0
+        assert replace(wanted(ids), tenant="paris").held_by(theirs) == 179
+
     @given(IDS.filter(bool), st.integers(1, 200), IDS.filter(bool), st.integers(1, 200))
     def test_what_is_taken_over_is_common_and_was_cut_into_the_same_pieces(
         self, held: list[int], held_prompt: int, ids: list[int], prompt: int
@@ -91,6 +100,11 @@ class TestCovers:
 
     def test_but_not_where_less_of_it_serves_any_text(self) -> None:
         assert not text([1, 2, 3], solid=1).covers(text([1, 2]))
+
+    def test_nor_a_text_of_another_tenant(self) -> None:
+        ours, theirs = (replace(text([1, 2, 3]), tenant=tenant) for tenant in ("berlin", "paris"))
+        assert not ours.covers(theirs)
+        assert ours.covers(replace(text([1, 2]), tenant="berlin"))
 
 
 class TestCache:

@@ -3,6 +3,7 @@
 import logging
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,22 @@ def test_a_state_survives_a_restart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.state, written.state)
     np.testing.assert_array_equal(read.text.tokens, written.text.tokens)
     assert (read.text.prompt_len, read.text.solid) == (90, 80)
+
+
+def test_the_same_text_of_two_tenants_is_two_files_and_each_finds_its_own(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path, ROOM, MODEL)
+    for number, tenant in enumerate(("berlin", "paris")):
+        each = saved(1000)
+        state = np.full_like(each.state, number)
+        files.write(Saved(replace(each.text, tenant=tenant), state))
+    again = StateFiles(tmp_path, ROOM, MODEL)
+    assert len(again) == len(files) == 2
+    for number, tenant in enumerate(("berlin", "paris")):
+        found = again.find(replace(wanted(1000), tenant=tenant), 0)
+        assert found is not None
+        assert set(found[1].state.tolist()) == {number}
+        assert found[1].text.tenant == tenant
+    assert again.find(wanted(1000), 0) is None
 
 
 def test_a_state_that_was_just_written_is_found_too(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ecd.lab.questions import WAYS, Question, real_questions, recorded_questions
 
 def check(questions: list[Question]) -> None:
     for question in questions:
-        assert set(question.arguments) <= set(RunArgs.__dataclass_fields__)
+        assert set(question.arguments) <= set(RunArgs.model_fields)
         assert 0 < len(question.expected) <= question.arguments["max_tokens"]
 
 

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from ecd.lab.soaked import MAX_GROWTH_BYTES, Answers, Held, Outcome, Soaked, exceptions_in
+from ecd.lab.soaked import (
+    MAX_GROWTH_BYTES,
+    Answers,
+    Held,
+    Outcome,
+    Soaked,
+    exceptions_in,
+    states_lost_in,
+)
 
 MIB = 1 << 20
-CLOUD = Held("cloud", 2, 12, 12, 5, 5, 0, (), 90 * MIB, 91 * MIB)
+CLOUD = Held("cloud", 2, 12, 12, 5, 5, 0, (), 3, 90 * MIB, 91 * MIB)
 
 
 def soaked(held: Held = CLOUD, *ends: tuple[Outcome, str]) -> Soaked:
@@ -24,11 +32,12 @@ def soaked(held: Held = CLOUD, *ends: tuple[Outcome, str]) -> Soaked:
 
 
 def test_a_good_soak_has_no_problems() -> None:
-    good = soaked(CLOUD, (Outcome.ENDED, ""), (Outcome.LEFT, ""))
+    good = soaked(CLOUD, (Outcome.ENDED, ""), (Outcome.REFUSED, ""), (Outcome.LEFT, ""))
     assert good.problems() == []
     assert "NOT AS PROMISED" not in good.table()
+    assert good.table().endswith("memory flat within 12 MiB after the warm-up")
     assert "60 s, 4 sessions, 4 faults: 3 cut, 1 stall" in good.table()
-    assert "10 right, 1 ended, 1 left, 0 wrong, 0 failed, 0 hung; 640 tokens" in good.table()
+    assert "10 right, 1 ended, 1 refused, 1 left, 0 wrong, 0 failed, 0 hung; 640 tokens" in good.table()
     assert good.pause_s() == {"median pause": 1.0, "p95": 1.0, "longest": 2.0}
 
 
@@ -47,6 +56,7 @@ def test_whatever_is_left_over_is_a_problem(changes: dict[str, Any], told: str) 
     (problem,) = bad.problems()
     assert problem.startswith(told)
     assert f"NOT AS PROMISED: {told}" in bad.table()
+    assert "\nas promised" not in bad.table()
 
 
 @pytest.mark.parametrize("outcome", [Outcome.WRONG, Outcome.FAILED, Outcome.HUNG])
@@ -68,7 +78,8 @@ def test_a_process_that_lived_too_short_tells_nothing_of_memory() -> None:
 
 def test_the_file_has_it_all() -> None:
     told = json.loads(json.dumps(soaked(CLOUD, (Outcome.HUNG, "x")).to_map()))
-    assert told["answers"] == {"right": 10, "ended": 0, "left": 0, "wrong": 0, "failed": 0, "hung": 1}
+    counts = {"right": 10, "ended": 0, "refused": 0, "left": 0, "wrong": 0, "failed": 0, "hung": 1}
+    assert told["answers"] == counts
     assert told["daemons"][0]["growth_bytes"] == MIB
     assert told["problems"] == ["1 answers hung: x"]
 
@@ -84,3 +95,10 @@ def test_a_log_tells_its_exceptions() -> None:
         except KeyError:
             log += f"oh no\n{traceback.format_exc()}and on\n"
     assert exceptions_in(log) == ("KeyError: 3", "KeyError: 3")
+
+
+def test_a_log_tells_what_found_no_room() -> None:
+    line = (
+        "2026-01-01 00:00:00,000 WARNING ecd.engine.state_files: a KV state could not be kept in /x: full\n"
+    )
+    assert states_lost_in(f"ready\n{line}and on\n{line}") == 2

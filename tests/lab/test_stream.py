@@ -59,6 +59,7 @@ def test_variants_ask_for_what_the_modes_are() -> None:
         assert arguments.pop("kv_cache") is False, "one must not have read the prompt for the next"
         return arguments
 
+    assert Variant(Mode.CLOUD).arguments("latency", kv_cache=True)["kv_cache"] is True
     assert asked(Variant(Mode.CLOUD), "latency") == {"draft": False}
     assert asked(Variant(Mode.ROUNDS, 4), "latency") == {
         "patience_ms": "rounds", "hint_tokens": 4, "ahead_tokens": 4,
@@ -171,7 +172,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException)
     """Requests are answered at once, but for the one with number `fail_at`, the warm-up's counted too."""
     asked = 0
 
-    def answered(rig: Rig, cell: Cell, *given: Any) -> Run:
+    def answered(rig: Rig, cell: Cell, *given: Any, kv_cache: bool) -> Run:
         nonlocal asked
         asked += 1
         if asked == fail_at:
@@ -212,6 +213,24 @@ def test_every_k_that_was_asked_for_is_run(monkeypatch: pytest.MonkeyPatch) -> N
     campaign = Campaign((0.0, 50.0), modes=(Mode.ROUNDS, Mode.CLOUD), ks=(2, 5))
     variants = {run.cell.variant for run in measure(REAL, campaign, silent).runs}
     assert variants == {Variant(Mode.ROUNDS, 2), Variant(Mode.ROUNDS, 5), Variant(Mode.CLOUD)}
+
+
+@pytest.mark.usefixtures("no_daemons")
+def test_prompts_that_are_to_be_cached_are_read_at_every_edge_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, bool, bool]] = []
+
+    def answered(rig: Rig, cell: Cell, asking: Asking, max_tokens: int, *given: Any, kv_cache: bool) -> Run:
+        asked.append((cell.rtt_ms, kv_cache, max_tokens == stream.READ_TOKENS))
+        return Run(cell, decoded=10, decode_ms=100.0, settled=10, right=8)
+
+    monkeypatch.setattr(stream, "_answered", answered)
+    measured = measure(REAL, Campaign((0.0, 50.0), modes=(Mode.CLOUD,), cached=True), silent)
+    # The warm-up: one for each class at the first edge, one at the other.
+    assert asked[:3] == [(0.0, False, False), (0.0, False, False), (50.0, False, False)]
+    for of_prompt in (asked[3:7], asked[7:]):
+        assert of_prompt[:2] == [(0.0, True, True), (50.0, True, True)]
+        assert sorted(of_prompt[2:]) == [(0.0, True, False), (50.0, True, False)]
+    assert len(measured.runs) == 4
 
 
 def run(*arguments: str) -> Result:

@@ -13,13 +13,17 @@ from ecd.wire.link import PriorityQueue
 
 @dataclass(slots=True)
 class End:
-    """One end of a wire; `inbox` is on its way to it, `ended` when nothing will follow that."""
+    """One end of a wire; `inbox` is on its way to it, `ended` when nothing will follow that.
+
+    `closed` once its owner was told of the end.
+    """
 
     connection: Connection
     on_event: Callable[["Wire", Event], None]
     queue: PriorityQueue = field(default_factory=PriorityQueue)
     inbox: bytearray = field(default_factory=bytearray)
     ended: bool = False
+    closed: bool = False
     gone: bool = False
 
 
@@ -65,10 +69,16 @@ class Wire:
             self._leave(end)
 
     def tell(self, end: End, events: Iterable[Event]) -> None:
-        """Events go to whoever this end belongs to."""
+        """Events go to whoever this end belongs to.
+
+        As from `Link`, none follows the end, which may have come from the handler of an earlier event.
+        """
         for event in events:
-            if isinstance(event, Closed) and not self.tampered:
-                assert event.code is not Code.PROTOCOL, event.message
+            if end.closed:
+                break
+            if isinstance(event, Closed):
+                end.closed = True
+                assert self.tampered or event.code is not Code.PROTOCOL, event.message
             end.on_event(self, event)
 
     def cut(self) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ecd.cloud.links import CHARGED_BYTES
 from ecd.cloud.listener import ACCEPTS_PER_S
-from ecd.cloud.service import CHARGED_BYTES
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.trust.settings import Limits
 from ecd.wire.connection import FRAME_S, HANDSHAKE_FRAMES

@@ -90,7 +90,7 @@ async def running(cloud: Cloud) -> AsyncIterator[Cloud]:
 async def connecting(cloud: Cloud, tls: EdgeTls | None, host: str = "127.0.0.1") -> AsyncIterator[Uplink]:
     """An uplink that has made its first attempt."""
     settings = Settings(Role.EDGE, "edge under test", FINGERPRINT)
-    uplink = Uplink(host, cloud.port, settings, Backoff(5, 5), lambda event: None, tls)
+    uplink = Uplink(host, cloud.port, settings, Backoff(5, 5), lambda uplink, event: None, tls)
     untried = uplink.reason
     keeping = asyncio.create_task(uplink.keep())
     try:

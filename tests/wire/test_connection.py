@@ -1,6 +1,7 @@
 """The connection as conversations: bytes and time in, events and frames out, no socket anywhere."""
 
 import itertools
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from ecd.wire.connection import (
     FRAME_S,
     HANDSHAKE_FRAME_BYTES,
     HANDSHAKE_FRAMES,
+    HANDSHAKE_ITEMS,
     MAJOR,
     MAX_REASON_CHARACTERS,
     MAX_STREAM,
@@ -304,6 +306,13 @@ class TestHandshake:
             )
             words = words.replace("bpe against spm", "spm against bpe")
         assert_failed(talk, events, Code.FINGERPRINT, words)
+
+    def test_what_another_model_calls_itself_is_one_harmless_line(self) -> None:
+        talk = Talk(EDGE)
+        talk.said()
+        other = replace(FINGERPRINT, n_vocab=1001, tokenizer="a\x1b]0;b\x07\nc\x9b2J")
+        events = talk.hear(replace(WELCOME, fingerprint=other.to_map()))
+        assert_failed(talk, events, Code.FINGERPRINT, "tokenizer (bpe against a?]0;b??c?2J)")
 
     @pytest.mark.parametrize("fingerprint", [{}, {"n_vocab": True}, {**FINGERPRINT.to_map(), "special": 1}])
     def test_a_broken_fingerprint_is_a_protocol_error(self, fingerprint: dict[str, Any]) -> None:
@@ -650,6 +659,27 @@ class TestLimits:
         assert len(frame(long)) > HANDSHAKE_FRAME_BYTES
         assert talk.hear(HELLO, long)[1] == Received(long, len(frame(long)))
 
+    def test_before_the_handshake_arrays_are_short(self) -> None:
+        longest = encode_frame([99, 0, *[0] * (HANDSHAKE_ITEMS - 2)])
+        longer = encode_frame([99, 0, *[0] * (HANDSHAKE_ITEMS - 1)])
+        talk = Talk(CLOUD)
+        assert talk.connection.receive(longest, 0.0) == []
+        assert_failed(talk, talk.connection.receive(longer, 0.0), Code.PROTOCOL, "max_array_len")
+        assert connected(Role.CLOUD).connection.receive(longer, 0.0) == []
+
+    def test_before_the_handshake_arrays_that_are_nested_reserve_little(self) -> None:
+        # As many levels as fit, each of which declares as much as it may.
+        body = b"\x93\x63\x00" + (b"\xdc" + HANDSHAKE_ITEMS.to_bytes(2, "big")) * 20_000
+        data = len(body).to_bytes(LENGTH_BYTES, "big") + body
+        talk = Talk(CLOUD)
+        tracemalloc.start()
+        try:
+            (closed,) = talk.connection.receive(data, 0.0)
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+        assert isinstance(closed, Closed)
+
     @pytest.mark.parametrize("length", [0, MAX_FRAME_BYTES + 1, 2**32 - 1])
     def test_after_the_handshake_a_length_is_judged_from_four_bytes(self, length: int) -> None:
         talk = connected(Role.CLOUD)
@@ -657,7 +687,7 @@ class TestLimits:
         assert_failed(talk, events, Code.PROTOCOL, f"frame length {length}")
 
     def test_a_refusal_is_short_enough_for_the_refused(self) -> None:
-        many = replace(FINGERPRINT, special={"bos": [2**62] * 4000})
+        many = replace(FINGERPRINT, special={"bos": [2**62] * 250})
         edge, cloud = Talk(replace(EDGE, fingerprint=many)), Talk(CLOUD)
         (closed,) = cloud.hear(*edge.said())
         assert isinstance(closed, Closed)

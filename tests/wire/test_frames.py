@@ -208,6 +208,38 @@ class TestBody:
         finally:
             tracemalloc.stop()
 
+    @pytest.mark.parametrize(
+        ("inner", "fits"),
+        [
+            (b"\x90" * (MAX_ITEMS - 2), True),
+            (b"\x90" * (MAX_ITEMS - 1), False),
+            (b"\x80" * (MAX_ITEMS - 2), True),
+            (b"\x80" * (MAX_ITEMS - 1), False),
+        ],
+        ids=lambda value: str(value)[:8],
+    )
+    def test_may_hold_so_many_arrays_and_maps_in_all(self, inner: bytes, fits: bool) -> None:
+        # The frame's own, one in it, and those in that.
+        body = HEAD + b"\xdc" + len(inner).to_bytes(2, "big") + inner
+        if fits:
+            assert len(decode_body(body)[2]) == len(inner)
+        else:
+            with pytest.raises(ProtocolError, match="more than 4096 arrays and maps"):
+                decode_body(body)
+
+    def test_of_empty_arrays_takes_no_memory_for_all_of_them(self) -> None:
+        # A byte each on the wire, 64 in memory: without a bound on their number, 285 MiB and a second.
+        inner = b"\xdc\x10\x00" + b"\x90" * 4096
+        body = b"\xdc\x04\x00\x63\x00" + inner * 1022
+        assert MAX_FRAME_BYTES - 2 * len(inner) < len(body) <= MAX_FRAME_BYTES
+        tracemalloc.start()
+        try:
+            with pytest.raises(ProtocolError):
+                decode_body(body)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
     @given(st.binary(max_size=64))
     def test_of_random_bytes_is_an_array_or_a_protocol_error(self, body: bytes) -> None:
         try:

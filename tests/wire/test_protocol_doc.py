@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from ecd.cloud.service import CloudService
+from ecd.cloud.calls import CloudCalls
 from ecd.cloud.session import MAX_PATIENCE_S
 from ecd.control import MAX_CALLS, ControlType
 from ecd.edge.calls import EdgeCalls
@@ -31,6 +31,7 @@ from ecd.wire.connection import (
     FRAME_S,
     HANDSHAKE_FRAME_BYTES,
     HANDSHAKE_FRAMES,
+    HANDSHAKE_ITEMS,
     MAJOR,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
@@ -42,7 +43,7 @@ from ecd.wire.connection import (
     Priority,
 )
 from ecd.wire.fingerprint import PROBES
-from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, decode_body, encode_frame
+from ecd.wire.frames import LENGTH_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, decode_body, encode_frame
 from ecd.wire.link import MAX_QUEUED_BYTES, STUCK_S
 from ecd.wire.messages import BY_TYPE, FIELDS, Finish, KvOp, Message, Origin, from_fields, to_fields
 from ecd.wire.prefix import BLOCK_TOKENS, blocks
@@ -173,7 +174,7 @@ def test_control_table_lists_every_frame_of_the_control_socket() -> None:
 def test_verb_table_lists_what_both_daemons_offer() -> None:
     rows = table("daemon", "verb", "arguments", "result")
     offered = [("edge", verb) for verb in EdgeCalls.handlers(EdgeCalls.__new__(EdgeCalls))]
-    offered += [("cloud", verb) for verb in CloudService.handlers(CloudService.__new__(CloudService))]
+    offered += [("cloud", verb) for verb in CloudCalls.handlers(CloudCalls.__new__(CloudCalls))]
     assert [(row[0], row[1].strip("`")) for row in rows] == offered
 
 
@@ -196,6 +197,8 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     assert limits["length field"] == f"{LENGTH_BYTES} bytes"
     assert limits["longest body"].startswith(f"{MAX_FRAME_BYTES} bytes")
     assert limits["longest body before the handshake is done"].startswith(f"{HANDSHAKE_FRAME_BYTES} bytes")
+    assert limits["most items of an array or map, and most arrays and maps in a body"] == str(MAX_ITEMS)
+    assert limits["the same before the handshake is done"] == str(HANDSHAKE_ITEMS)
     assert f"from 1 to {MAX_STREAM};" in PROSE
     assert f"more than {MAX_CALLS} running calls" in PROSE
     assert f"more than {MAX_QUEUED_BYTES >> 20} MiB; or nothing" in PROSE

@@ -64,7 +64,8 @@ class Gateway:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
             Route("/v1/models", self._models),
-            Route("/v1/models/{model}", self._named_model),
+            # Names on the Hugging Face hub have a slash.
+            Route("/v1/models/{model:path}", self._named_model),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/health", self._health),

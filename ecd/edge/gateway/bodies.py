@@ -14,6 +14,8 @@ from ecd.edge.gateway.errors import Refused
 from ecd.edge.gateway.schema import parsed
 
 MAX_BODY_BYTES = 8 << 20
+# For all of it, which is time for the longest on a link of 3 Mbit/s.
+BODY_S = 30.0
 # A tokenizer takes about 5 ms for so much text, and 3 to 13 s for the most that there may be.
 LARGE_BODY_BYTES = 8 << 10
 
@@ -30,12 +32,30 @@ async def read_body(http: Request, kind: type[B]) -> tuple[B, int]:
     given = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json":
         raise Refused(f"content-type must be application/json, not {given!r:.80}", status=415)
+    encoding = http.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refused(
+            f"content-encoding {encoding!r:.80} is not supported; send the body as it is", status=415
+        )
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await _whole(http)
+    except TimeoutError:
+        raise Refused(f"the body did not come within {BODY_S:g} s", status=408) from None
+    return parsed(kind, body), len(body)
+
+
+async def _whole(http: Request) -> bytes:
+    too_long = Refused(f"the body is longer than {MAX_BODY_BYTES} bytes", status=413)
+    # One that says its length is refused before any of it is read.
+    if int(http.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise too_long
     body = bytearray()
     async for piece in http.stream():
         body += piece
         if len(body) > MAX_BODY_BYTES:
-            raise Refused(f"the body is longer than {MAX_BODY_BYTES} bytes", status=413)
-    return parsed(kind, bytes(body)), len(body)
+            raise too_long
+    return bytes(body)
 
 
 async def done_with(size: int, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

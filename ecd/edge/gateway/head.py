@@ -1,4 +1,4 @@
-"""What a request's head must be like before anything else looks at it: its length, and the host it names.
+"""What a request's head must be like before anything else looks at it: its lengths, and the host it names.
 
 A page on the web can have its own name resolve to this machine (DNS rebinding). A browser then takes what it
 asks here for the page's own business and lets it read the answers; but the Host header has the page's name.
@@ -10,14 +10,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ecd.config import Http, is_loopback, split_address
+from ecd.addresses import is_loopback, split_address
+from ecd.config import Http
 from ecd.edge.gateway.errors import error_object
 
 MAX_HEAD_BYTES = 16 << 10
 
 
 class HeadCheck:
-    """Answers 431 to headers that are too long and 421 to a wrong host; ASGI middleware.
+    """Answers 431 to headers that are too long, 421 to a wrong host, 400 to two lengths; ASGI middleware.
 
     `hosts`: names allowed besides those of loopback, in lower case; None where any is. What comes through a
     Unix socket may name any host: browsers cannot reach it.
@@ -36,7 +37,13 @@ class HeadCheck:
         head_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if head_bytes + len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD_BYTES:
             return JSONResponse(error_object(431, f"the headers are longer than {MAX_HEAD_BYTES} bytes"), 431)
-        host = host_of(Headers(scope=scope).get("host", ""))
+        headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # The parser goes by the chunks, but a proxy in front may have gone by the length and take what
+            # follows for another client's request (RFC 9112, section 6.1).
+            message = "a request has either content-length or transfer-encoding"
+            return JSONResponse(error_object(400, message), 400, {"connection": "close"})
+        host = host_of(headers.get("host", ""))
         if self._hosts is None or _through_unix_socket(scope) or is_loopback(host) or host in self._hosts:
             return None
         message = (

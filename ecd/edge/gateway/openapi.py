@@ -22,17 +22,18 @@ _SAID = {
     400: "The request cannot be done as asked.",
     401: "No valid API key was shown.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "The body is too long.",
-    415: "The body is not JSON.",
+    415: "The body is not JSON, or it is compressed.",
     421: "The Host header names another server.",
     429: "The cloud has no room now.",
     431: "The headers are too long.",
     500: "The engine failed.",
     503: "There is no link to a cloud that takes prompts, or the answer was cancelled.",
 }
-_OF_ALL = (421, 431)
-_OF_ANSWERS = (400, 404, 413, 415, 429, 500, 503)
-_OF_TOKENS = (400, 404, 413, 415)
+_OF_ALL = (400, 421, 431)
+_OF_ANSWERS = (404, 408, 413, 415, 429, 500, 503)
+_OF_TOKENS = (404, 408, 413, 415)
 
 
 def document(*, with_keys: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ecd.config import Http
 from ecd.edge.acceptance import Acceptance
-from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.gateway.app import Gateway
 from ecd.edge.meter import Meter
 from ecd.edge.run_args import AnswerSettings
@@ -15,11 +14,10 @@ from ecd.edge.service import EdgeService
 from ecd.errors import Code
 from ecd.http_server import http_server
 from ecd.logprobs import TokenLogprobs
-from ecd.sampling import Guess
 from ecd.wire.connection import Received
 from ecd.wire.fingerprint import Fingerprint
 from ecd.wire.messages import Finish, Open, Reset, Tokens
-from tests.edge.one_cloud import MadeUpLink, attach, connect
+from tests.edge.one_cloud import MadeUpLink, NoDrafter, attach, connect
 
 END = 256
 N_VOCAB = 257
@@ -47,24 +45,6 @@ class ByteModel:
         raise AssertionError
 
 
-class NoDrafter:
-    slots = branches = 0
-    slot_tokens = 4096
-
-    def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
-        raise AssertionError
-
-    def release(self, slot: int) -> None: ...
-
-    def prefill(self, slot: int) -> Prefill:
-        raise AssertionError
-
-    def stats(self) -> dict[str, int]:
-        return {}
-
-    def close(self) -> None: ...
-
-
 class InstantCloud(MadeUpLink):
     """Says `text` to every prompt, a token at a time and then the end; without a text it waits for `say`."""
 
@@ -74,7 +54,7 @@ class InstantCloud(MadeUpLink):
         self.opened: list[Open] = []
         self.cancelled: list[int] = []
         self.service = EdgeService(
-            NoDrafter(),
+            NoDrafter(4096),
             Acceptance(),
             Meter(),
             n_vocab=N_VOCAB,
@@ -134,3 +114,14 @@ async def serving(cloud: InstantCloud, **http: Any) -> AsyncIterator[str]:
     gateway = Gateway(cloud.service, ByteModel(), AnswerSettings(), config, draft_model="draft")
     async with http_server(gateway.application(), config.listen, config.socket) as urls:
         yield urls[0]
+
+
+async def raw(url: str, request: bytes) -> bytes:
+    """All that the server answers to these bytes, until it closes."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ecd.edge.gateway.server import PARSED_HEAD_BYTES
 from starlette.types import Receive, Scope, Send
 
 from ecd.config import Http
 from ecd.edge.gateway.head import MAX_HEAD_BYTES, HeadCheck, host_of, hosts_to_name
-from tests.edge.gateway.instant_cloud import InstantCloud, serving
+from ecd.http_server import PARSED_HEAD_BYTES
+from tests.edge.gateway.instant_cloud import InstantCloud, raw, serving
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,6 @@ async def test_without_a_host_nothing_is_answered_on_loopback() -> None:
     }
     await HeadCheck(app, hosts=())(scope, None, send)  # type: ignore[arg-type]
     assert statuses[0] == 421
-
-
-async def raw(url: str, request: bytes) -> bytes:
-    """All that the server answers to these bytes, until it closes."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request)
-    async with asyncio.timeout(10):
-        answer = await reader.read()
-    writer.close()
-    return answer
 
 
 async def test_heads_that_are_too_long_are_refused_before_anything_else() -> None:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.edge.gateway.errors import Refused
-from ecd.edge.gateway.schema import ChatRequest, CompletionRequest, parsed
+from ecd.edge.gateway.schema import (
+    MAX_NAMES,
+    TOLD_CHARACTERS,
+    ChatRequest,
+    CompletionRequest,
+    parsed,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 PLAIN = {"prompt": "x"}
@@ -38,6 +44,8 @@ def test_null_is_every_parameter_s_default(name: str) -> None:
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"logit_bias": {"1": 200}}, "logit_bias.1", "less than or equal to 100"),
         ({"logit_bias": dict.fromkeys(range(5000), 1)}, "logit_bias", "at most 4096"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "match pattern"),
+        ({"logit_bias": {"01": 1}}, "logit_bias.01", "match pattern"),
         ({"stop": ["a", ""]}, "stop.1", "at least 1 character"),
         ({"n": 1.5}, "n", "valid integer"),
         ({"ecd": {"mod": "exact"}}, "ecd.mod", "not a parameter known here"),
@@ -76,13 +84,31 @@ def test_a_completion_that_cannot_be_made_as_asked(asked: dict[str, Any], param:
     assert refusal(CompletionRequest, PLAIN | asked).param == param
 
 
+@pytest.mark.parametrize("wrong", [{"a": 1}, [None], 10**30, "\x00" * 300])
+@pytest.mark.parametrize(("kind", "asked"), [(ChatRequest, CHAT), (CompletionRequest, PLAIN)])
+def test_what_has_the_wrong_type_is_refused_by_name(
+    kind: type[ChatRequest | CompletionRequest], asked: dict[str, Any], wrong: Any
+) -> None:
+    texts = {"model", "user", "prompt"}
+    for name in kind.model_fields.keys() - (texts if isinstance(wrong, str) else set()):
+        param = refusal(kind, asked | {name: wrong}).param
+        assert param is not None
+        assert param.split(".")[0] == name
+
+
+def test_of_a_long_name_only_the_beginning_is_told() -> None:
+    error = refusal(CompletionRequest, PLAIN | {"k" * 100_000: 1})
+    assert error.param == "k" * TOLD_CHARACTERS
+    assert len(str(error)) < 2 * TOLD_CHARACTERS
+
+
 @given(st.text(min_size=1).filter(lambda name: name not in ChatRequest.model_fields))
 def test_an_unknown_parameter_is_named_whatever_its_name_is(name: str) -> None:
     try:
         error = refusal(ChatRequest, CHAT | {name: 1})
     except UnicodeEncodeError:
         return
-    assert (error.param, error.error_code) == (name, "unknown_parameter")
+    assert (error.param, error.error_code) == (name[:TOLD_CHARACTERS], "unknown_parameter")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +119,9 @@ def test_an_unknown_parameter_is_named_whatever_its_name_is(name: str) -> None:
         {"prompt": [[-1] * 400_000]},
         {"prompt": [None] * 400_000},
         {"prompt": "x", "stop": [0] * 400_000},
+        {str(name): 1 for name in range(400_000)},
+        {"prompt": "x", "logit_bias": {str(-name): 1 for name in range(400_000)}},
+        {"prompt": "x", "stop": [{"a": [{"b": 1}] * 400_000}]},
     ],
 )
 def test_much_that_is_wrong_is_refused_as_quickly_as_little(asked: dict[str, Any]) -> None:
@@ -102,6 +131,14 @@ def test_much_that_is_wrong_is_refused_as_quickly_as_little(asked: dict[str, Any
     with pytest.raises(Refused):
         parsed(CompletionRequest, body)
     assert time.process_time() - start < 1
+
+
+def test_names_are_counted_in_all_objects_and_in_no_text() -> None:
+    """As many as may be, with the four of the message and the request."""
+    parts = [{"type": "text", "text": "a: b"}] * ((MAX_NAMES - 4) // 2)
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": parts}], "n": 1}
+    parsed(ChatRequest, json.dumps(asked).encode())
+    assert f"more than {MAX_NAMES} names" in str(refusal(ChatRequest, asked | {"seed": 1}))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"prompt":"\\ud800"}', b'{"prompt":"\xff"}'])

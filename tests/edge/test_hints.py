@@ -9,7 +9,7 @@ from talk import CONDITIONS, ROUNDS, Talk, drafts, hints, opening
 
 from ecd.cloud.session import Session, Vocabulary
 from ecd.edge.departure import last_moment
-from ecd.edge.generation import AT_ONCE
+from ecd.edge.hints import AT_ONCE
 from ecd.edge.pacing import Objective, Pace
 from ecd.edge.request import MAX_PATIENCE_US
 from ecd.sampling import Guess, Verdict
