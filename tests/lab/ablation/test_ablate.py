@@ -186,7 +186,8 @@ def test_every_ablation_differs_where_it_must(tmp_path: Path) -> None:
     assert summary["edge_only"]["agreement"] < 1
 
     assert second["baseline"]["cached_tokens"] > 200
-    assert second["baseline"]["draft_cached_tokens"] > 200
+    # The others may copy all that they guess, and not ask the draft model.
+    assert second["edge_only"]["draft_cached_tokens"] > 200
     assert summary["no_kv_cache"]["cached_tokens"] == summary["no_kv_cache"]["draft_cached_tokens"] == 0
     assert second["no_kv_cache"]["ttft_ms"] > second["baseline"]["ttft_ms"]
 

@@ -93,6 +93,7 @@ def test_a_fork_bomb_starts_no_process(bomb: str, tmp_path: Path, monkeypatch: p
         "import pathlib\npathlib.Path({path!r}).unlink()",
         "import shutil\nshutil.rmtree({folder!r})",
         "open('here', 'w').write('x')",
+        "import sqlite3\nsqlite3.connect({path!r}).execute('create table t (a)')",
     ],
 )
 def test_files_cannot_be_written(program: str, tmp_path: Path) -> None:
