@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import msgpack
 import numpy as np
@@ -44,13 +45,10 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of this model: its text, and how large its state is unpacked."""
+    """A file of this model, and the text whose state it has."""
 
     path: Path
     text: Text
-    size_bytes: int
-    digest: bytes
-    offset: int
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -142,7 +140,7 @@ class StateFiles:
             if not self._make_room(len(content)):
                 return
             self._put(path, content)
-            self._files[path] = _file_of(path, header)
+            self._files[path] = _File(path, saved.text)
         except OSError as e:
             log.warning("a KV state could not be kept in %s: %s", self._folder, e.strerror)
 
@@ -151,9 +149,10 @@ class StateFiles:
     def _scan(self) -> None:
         for path, _, _ in self._listed():
             try:
-                header = _read_header(path)
-                if msgpack.unpackb(header)["fingerprint"] == self._fingerprint:
-                    self._files[path] = _file_of(path, header)
+                with path.open("rb") as stream:
+                    header = _read_header(stream)
+                if header["fingerprint"] == self._fingerprint:
+                    self._files[path] = _File(path, _text_of(header))
             except FileNotFoundError:
                 continue
             except (_Damaged, OSError) as e:
@@ -173,13 +172,17 @@ class StateFiles:
         return sorted(listed, key=lambda each: each[2])
 
     def _read(self, file: _File) -> Saved:
+        """By the header that is there now: another daemon may have saved the same text since, with numbers
+        of its own.
+        """
         with file.path.open("rb") as stream:
-            stream.seek(file.offset)
+            header = _read_header(stream)
             payload = stream.read(self._max_bytes + 1)
-        if len(payload) > self._max_bytes or _digest(payload) != file.digest:
+        if len(payload) > self._max_bytes or _digest(payload) != header["digest"]:
             raise _Damaged("its content is not what was written")
-        os.utime(file.path)
-        state = zstandard.ZstdDecompressor().decompress(payload, max_output_size=file.size_bytes)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(file.path)
+        state = zstandard.ZstdDecompressor().decompress(payload, max_output_size=header["size"])
         return Saved(file.text, np.frombuffer(state, np.uint8))
 
     def _put(self, path: Path, content: bytes) -> None:
@@ -230,21 +233,19 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _read_header(path: Path) -> bytes:
-    """What stands before a file's state. Raises _Damaged, OSError."""
-    with path.open("rb") as stream:
-        lead = stream.read(len(MAGIC) + _LEAD.size)
-        if lead[: len(MAGIC)] != MAGIC or len(lead) != len(MAGIC) + _LEAD.size:
-            raise _Damaged("it does not begin as it should")
-        length, digest = _LEAD.unpack(lead[len(MAGIC) :])
-        header = stream.read(min(length, MAX_HEADER_BYTES))
+def _read_header(stream: BinaryIO) -> dict[str, Any]:
+    """What stands before a file's state, up to which the stream is read. Raises _Damaged, OSError."""
+    lead = stream.read(len(MAGIC) + _LEAD.size)
+    if lead[: len(MAGIC)] != MAGIC or len(lead) != len(MAGIC) + _LEAD.size:
+        raise _Damaged("it does not begin as it should")
+    length, digest = _LEAD.unpack(lead[len(MAGIC) :])
+    header = stream.read(min(length, MAX_HEADER_BYTES))
     if _digest(header) != digest:
         raise _Damaged("its header is not what was written")
-    return header
+    told: dict[str, Any] = msgpack.unpackb(header)
+    return told
 
 
-def _file_of(path: Path, header: bytes) -> _File:
-    told = msgpack.unpackb(header)
-    tokens = np.frombuffer(told["tokens"], "<i4").astype(np.int32)
-    text = Text(tokens, told["prompt_len"], told["solid"], told["tenant"])
-    return _File(path, text, told["size"], told["digest"], len(MAGIC) + _LEAD.size + len(header))
+def _text_of(header: dict[str, Any]) -> Text:
+    tokens = np.frombuffer(header["tokens"], "<i4").astype(np.int32)
+    return Text(tokens, header["prompt_len"], header["solid"], header["tenant"])

@@ -162,6 +162,23 @@ def test_a_file_that_another_daemon_dropped_is_no_damage(
     assert not caplog.text
 
 
+def test_a_text_that_another_daemon_saved_too_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each computes numbers of its own; the file has one name for both."""
+    one, other = (StateFiles(tmp_path, ROOM, MODEL) for _ in range(2))
+    ours = saved(1000)
+    theirs = replace(ours, state=ours.state[::-1][:4000].copy())
+    one.write(ours)
+    other.write(theirs)
+    assert len(files_in(tmp_path)) == 1
+    for files in (one, other):
+        found = files.find(wanted(1000), 0)
+        assert found is not None
+        np.testing.assert_array_equal(found[1].state, theirs.state)
+    assert not caplog.text
+
+
 def test_the_least_recently_used_go_first_whoever_wrote_them(tmp_path: Path) -> None:
     other, files = StateFiles(tmp_path, ROOM, OTHER), StateFiles(tmp_path, 17_000, MODEL)
     other.write(saved(1))
