@@ -46,12 +46,9 @@ class SavedStates:
         nowhere = self._files is None and not self._memory.max_bytes
         if nowhere or len(text.tokens) < WORTH_TOKENS or self._memory.covers(text):
             return
-        try:
-            state = save()
-        except EngineError as e:
-            log.warning("a text of %d tokens could not be kept: %s", len(text.tokens), e)
+        if (saved := _saved(text, save)) is None:
             return
-        for gone in self._memory.put(Saved(text, state)):
+        for gone in self._memory.put(saved):
             self._write_later(gone)
 
     def close(self, in_cells: Iterable[tuple[Text, Callable[[], State]]]) -> None:
@@ -62,8 +59,10 @@ class SavedStates:
         for saved in self._memory:
             self._files.write(saved)
         for text, save in in_cells:
-            if len(text.tokens) >= WORTH_TOKENS and not self._files.covers(text):
-                self._files.write(Saved(text, save()))
+            if len(text.tokens) < WORTH_TOKENS or self._files.covers(text):
+                continue
+            if (last := _saved(text, save)) is not None:
+                self._files.write(last)
 
     def stats(self) -> dict[str, int]:
         """What both hold: `saved_texts` and `saved_bytes` in memory, `disk_texts` and `disk_bytes`."""
@@ -77,3 +76,12 @@ class SavedStates:
         self._writes = [write for write in self._writes if not write.done()]
         if self._files is not None and len(self._writes) < MAX_WAITING:
             self._writes.append(self._writer.submit(self._files.write, saved))
+
+
+def _saved(text: Text, save: Callable[[], State]) -> Saved | None:
+    """None, and a warning, where the engine does not give the state."""
+    try:
+        return Saved(text, save())
+    except EngineError as e:
+        log.warning("a text of %d tokens could not be kept: %s", len(text.tokens), e)
+        return None

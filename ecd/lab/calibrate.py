@@ -239,6 +239,9 @@ def calibrate(
       ecd calibrate --target smollm2-135m --draft smollm2-135m-draft
     """
     check_matplotlib("ecd calibrate")
+    picture = out.with_suffix(".png")
+    if out == picture:
+        raise click.UsageError(f"--out {out} is where the picture goes; name the report *.json")
     from ecd.engine.llama import LlamaModel
     from ecd.models.forms import gguf_file
 
@@ -265,9 +268,8 @@ def calibrate(
         "versions": versions(),
         "date": date.today().isoformat(),
     }
-    picture = out.with_suffix(".png")
-    draw(report, picture)
     out.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, picture)
     click.echo(summary(report))
     click.echo(f"{out}, {picture}")
 

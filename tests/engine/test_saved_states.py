@@ -124,3 +124,14 @@ def test_a_state_that_the_engine_does_not_give_is_lost_with_a_warning(
     kept.put(text(0), fails)
     assert "a text of 100 tokens could not be kept: no" in caplog.text
     assert kept.stats()["saved_texts"] == 0
+
+
+def test_at_the_end_one_that_the_engine_does_not_give_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> State:
+        raise EngineError("no")
+
+    states(tmp_path).close([(text(0), fails), (text(1000), Engine().save)])
+    assert "a text of 100 tokens could not be kept: no" in caplog.text
+    assert states(tmp_path).find(wanted(1000), 0) is not None

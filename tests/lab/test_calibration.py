@@ -1,12 +1,15 @@
 """Reliability, temperature and risk-coverage, on tokens whose numbers can be reckoned by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.edge.confidence import PURE, Strategy
-from ecd.lab.calibrate import Observed, calibration_report, draw, summary
+from ecd.lab.calibrate import Observed, calibrate, calibration_report, draw, summary
 from ecd.lab.calibration import (
     TEMPERATURES,
     Bin,
@@ -90,6 +93,15 @@ def test_tempered_is_what_softmax_says() -> None:
         weights = np.exp(row.astype(float) / temperature)
         assert most == pytest.approx(weights[0] / weights.sum(), rel=1e-5)
         assert loss == pytest.approx(-np.log(weights[1] / weights.sum()), rel=1e-5)
+
+
+def test_a_report_that_its_picture_would_overwrite_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "calibration.png"
+    result = CliRunner().invoke(calibrate, ["--target", "a", "--draft", "b", "--out", str(out)])
+    assert result.exit_code == 2
+    assert "name the report *.json" in result.output
+    assert not out.exists()
 
 
 def test_the_report_has_every_strategy_and_its_picture_can_be_drawn(tmp_path: object) -> None:
