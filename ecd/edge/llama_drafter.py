@@ -1,24 +1,23 @@
 """The draft model on llama.cpp: one forward guesses the next token of every line that wants one.
 
-Owns which KV cells hold which tokens of which line, and what of a new text need not be read because cells,
-memory or a disk hold it. Does not know which tokens are committed.
+Owns which KV cells hold which tokens of which line. Does not know which tokens are committed; what is kept of
+texts that are over is `prefix_cache`'s.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
 from ecd.config import KvCache
 from ecd.edge.confidence import MAX_PROB, Confidence
 from ecd.edge.drafter import DraftTask, Prefill
+from ecd.edge.prefix_cache import EdgePrefixCache, InCells
 from ecd.engine.kv_cells import KvCells
 from ecd.engine.llama import LlamaContext, LlamaModel, Segment
 from ecd.engine.packing import PROMPT_CHUNK_TOKENS
 from ecd.engine.prefix_cache import WORTH_TOKENS, Text, Tokens, Wanted
-from ecd.engine.saved_states import SavedStates
 from ecd.errors import EngineError
 from ecd.pages import Cells, Shape
 from ecd.sampling import Guess, guess
@@ -74,20 +73,11 @@ class _Slot:
     prefill: Prefill
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """A text that is over and is still in the cells of a sequence."""
-
-    sequence: int
-    text: Text
-
-
 class LlamaDrafter:
     """`Drafter` on a llama.cpp context with `context_tokens` cells for each of `slots` generations.
 
-    The text that was over last stays in its cells, and no more than that one: each token attends to all cells
-    in use, whosoever they are. Others are saved. `kv_cache`: None to keep nothing. `confidence`: how sure a
-    guess is said to be.
+    `kv_cache`: what is kept of texts that are over; None for nothing. `confidence`: how sure a guess is said
+    to be.
     """
 
     def __init__(
@@ -116,8 +106,7 @@ class LlamaDrafter:
         )
         self._held = [_Held() for _ in range(slots * self.branches)]
         self._running: dict[int, _Slot] = {}
-        self._saved = None if kv_cache is None else SavedStates(kv_cache, self._context.fingerprint)
-        self._kept: _Kept | None = None
+        self._cache = None if kv_cache is None else EdgePrefixCache(self._context, kv_cache)
         self._cells: KvCells | None = None
         try:
             self._cells = KvCells(model, self._context)
@@ -160,14 +149,12 @@ class LlamaDrafter:
         main, running = slot * self.branches, self._running.pop(slot, None)
         if running is None:
             return
-        text = None if self._saved is None else self._text(main, running)
+        text = None if self._cache is None else self._text(main, running)
         for sequence in range(main, main + self.branches):
             self._context.truncate(sequence, 0 if sequence > main or text is None else len(text.tokens))
             self._held[sequence] = _Held()
-        if text is not None:
-            self._save_kept()
-            self._free_kept()
-            self._kept = _Kept(main, text)
+        if self._cache is not None and text is not None:
+            self._cache.keep(InCells(main, text))
 
     def prefill(self, slot: int) -> Prefill:
         """Nothing while the model was not asked."""
@@ -175,17 +162,13 @@ class LlamaDrafter:
         return Prefill() if running is None else running.prefill
 
     def stats(self) -> dict[str, int]:
-        """Tokens in cells of a text that is over, and what is saved; nothing without a cache."""
-        kept = self._kept
-        if self._saved is None:
-            return {}
-        return {"kept_tokens": 0 if kept is None else len(kept.text.tokens), **self._saved.stats()}
+        """What is kept of texts that are over; nothing without a cache."""
+        return {} if self._cache is None else self._cache.stats()
 
     def close(self) -> None:
         """Frees the KV cache; what survives a restart is written before."""
-        if self._saved is not None:
-            held = ((each.text, partial(self._context.save, each.sequence)) for each in self._in_cells())
-            self._saved.close(held)
+        if self._cache is not None:
+            self._cache.close(self._in_cells())
         self._context.close()
 
     # -- `PageHolder`
@@ -210,9 +193,8 @@ class LlamaDrafter:
     def put(self, slot: int, tokens: Sequence[int], parts: Sequence[Cells]) -> None:
         """The slot's main line holds the tokens by these cells. Raises EngineError; it holds nothing then."""
         main = slot * self.branches
-        if slot not in self._running:
-            self._save_kept()
-            self._free_kept()
+        if slot not in self._running and self._cache is not None:
+            self._cache.make_way()
         self._held[main] = _Held()
         if self._cells is None:
             raise EngineError("pages of this draft model cannot be taken")
@@ -245,10 +227,8 @@ class LlamaDrafter:
     def _begin(self, task: DraftTask, main: int) -> None:
         """The slot's main line takes over what is held of a new text."""
         wanted, held = Wanted(_tokens(task.context), len(task.context), 1), 0
-        self._save_kept(wanted)
-        if self._saved is not None and not task.fresh:
-            held = self._take_over(wanted, main, self._saved)
-        self._free_kept(but=main)
+        if self._cache is not None:
+            held = self._cache.begin(wanted, main, self._in_cells(), fresh=task.fresh)
         self._context.truncate(main, held)
         if held and not self._context.holds(main, held):
             self._context.truncate(main, 0)
@@ -256,38 +236,12 @@ class LlamaDrafter:
         self._held[main] = _Held(0, wanted.tokens[:held].tolist())
         self._running[task.slot] = _Slot(task.context, Prefill(held, len(task.context) - held))
 
-    def _take_over(self, wanted: Wanted, main: int, saved: SavedStates) -> int:
-        """Puts a beginning of it into the cells of `main`, the longest that there is, and says how long."""
-        best = max(self._in_cells(), key=lambda kept: wanted.held_by(kept.text), default=None)
-        held = 0 if best is None else wanted.held_by(best.text)
-        if found := saved.find(wanted, held):
-            return found[0] if self._context.load(main, found[1].state) else 0
-        if best is not None and held and best.sequence != main:
-            self._context.copy(best.sequence, main, held)
-        return held
-
-    def _save_kept(self, wanted: Wanted | None = None) -> None:
-        """Saves the text that is over and still in the cells, unless `wanted` goes on from it."""
-        kept = self._kept
-        if kept is None or self._saved is None:
-            return
-        if len(kept.text.tokens) - (wanted.common(kept.text) if wanted else 0) >= WORTH_TOKENS:
-            self._saved.put(kept.text, partial(self._context.save, kept.sequence))
-
-    def _free_kept(self, but: int | None = None) -> None:
-        """Its cells are free again; those of the sequence `but` are in use by now."""
-        kept, self._kept = self._kept, None
-        if kept is not None and kept.sequence != but:
-            self._context.truncate(kept.sequence, 0)
-
-    def _in_cells(self) -> Iterator[_Kept]:
-        """Texts in the cells, over or not."""
-        if self._kept is not None:
-            yield self._kept
+    def _in_cells(self) -> Iterator[InCells]:
+        """Texts that run, as far as their main lines hold them."""
         for slot, running in self._running.items():
             main = slot * self.branches
             if (text := self._text(main, running)) is not None:
-                yield _Kept(main, text)
+                yield InCells(main, text)
 
     def _text(self, main: int, running: _Slot) -> Text | None:
         """What the cells of a slot's main line hold; None for too little to be worth keeping."""
