@@ -158,6 +158,7 @@ def test_compare_asks_twice_and_judges(page: Page, gateway: tuple[str, list[dict
     finished(page)
     ours, alone = gateway[1][-2:]
     assert (ours["ecd"].pop("draft"), alone["ecd"].pop("draft")) == (True, False)
+    assert alone["ecd"].pop("mode") == "cloud-only", "an edge in mode confident is not without drafts"
     assert ours == alone
     assert ours["messages"] == [{"role": "user", "content": "compare me"}]
     assert tokens(page, 0) == expected(draft=True)

@@ -199,7 +199,11 @@ class Gateway:
         asked, size = await read_body(http, DetokenizeRequest)
         self._check_model(asked.model)
         if any(token >= self._model.n_vocab for token in asked.tokens):
-            raise Refused(f"tokens: an id is not in the vocabulary of {self._model.n_vocab}", param="tokens")
+            raise Refused(
+                f"tokens: an id is not in the vocabulary of {self._model.n_vocab}",
+                param="tokens",
+                code="invalid_value",
+            )
         return JSONResponse({"prompt": await done_with(size, text_of, asked.tokens, self._model)})
 
     # -- about this server

@@ -285,8 +285,9 @@ def _refusal(error: ValidationError) -> Refused:
     message = str(deepest["msg"]).removeprefix("Value error, ")
     if not where:
         param, colon, _ = message.partition(": ")
-        known = bool(colon) and param.isidentifier()
-        return Refused(message, param=param if known else None)
+        if colon and param.isidentifier():
+            return Refused(message, param=param, code="invalid_value")
+        return Refused(message)
     name = ".".join(where)
     match deepest["type"]:
         case "extra_forbidden":

@@ -187,7 +187,8 @@ async def test_ignore_eos_makes_the_ends_of_text_impossible(
         (COMPLETIONS_PATH, {"prompt": [257]}, 400, None, "bad_request"),
         (COMPLETIONS_PATH, {"prompt": ""}, 400, None, "bad_request"),
         (COMPLETIONS_PATH, {}, 400, "prompt", "missing_required_parameter"),
-        ("/detokenize", {"tokens": [257]}, 400, "tokens", None),
+        (COMPLETIONS_PATH, {"prompt": "p", "best_of": 2}, 400, "best_of", "invalid_value"),
+        ("/detokenize", {"tokens": [257]}, 400, "tokens", "invalid_value"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_in_openai_s_shape(
@@ -207,7 +208,8 @@ async def test_who_chooses_the_tokens_can_be_said_in_the_request(
     assert cloud.opened == []
     options = {"mode": "confident", "threshold": "adaptive", "target_agreement": 0.9}
     assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": options})).status_code == 200
-    assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": {"mode": "cloud-only"}})).status_code == 200
+    options = {"mode": "cloud-only", "draft": False}
+    assert (await client.post(CHAT_PATH, json=CHAT | {"ecd": options})).status_code == 200
 
 
 async def test_paths_methods_and_bodies_that_are_none(client: httpx.AsyncClient) -> None:
