@@ -19,13 +19,13 @@ from ecd.edge.commands import Command, Emit, Finished, Send
 from ecd.edge.generation import Generation, Phase
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Objective, Pacer
-from ecd.edge.request import MAX_PATIENCE_US, Mode, Request
+from ecd.edge.request import Mode, Request
 from ecd.edge.survival import EDGE_MEMORY, Survival
 from ecd.edge.threshold import Thresholds
 from ecd.edge.turns import Turns
 from ecd.logprobs import TokenLogprobs, token_logprobs, verdict_logprobs
 from ecd.sampling import Rule, Sampling, shape, verify
-from ecd.wire.messages import Audit, Commit, Draft, Finish, Message, Open, Origin, Reset, Tokens
+from ecd.wire.messages import ENDLESS_US, Audit, Commit, Draft, Finish, Message, Open, Origin, Reset, Tokens
 from tests.toy import NEVER_ENDING, VOCABULARY, guessed, target_logits, target_only
 
 
@@ -297,7 +297,7 @@ REQUESTS = st.builds(
     stop=st.sampled_from([(), (), ("ab",), ("cde", "ga"), ("f",)]),
     objective=st.sampled_from(Objective),
     ahead=st.none() | st.integers(0, 8),
-    patience_us=st.none() | st.sampled_from([0, 2000, MAX_PATIENCE_US]),
+    patience_us=st.none() | st.sampled_from([0, 2000, ENDLESS_US]),
     hint_tokens=st.none() | st.integers(1, 4),
     logprobs=st.none() | st.integers(0, 3),
 )
@@ -389,7 +389,7 @@ def test_cost_takes_hardly_more_forwards_than_the_fastest_rounds_and_less_time(r
     for seed in range(3):
         asked = replace(LONG, sampling=replace(LONG.sampling, seed=seed), max_tokens=300)
         for k, sums in rounds.items():
-            world = took(replace(asked, patience_us=MAX_PATIENCE_US, hint_tokens=k, ahead=k), rtt_s=rtt_s)
+            world = took(replace(asked, patience_us=ENDLESS_US, hint_tokens=k, ahead=k), rtt_s=rtt_s)
             sums[:] = sums[0] + world.decode_s, sums[1] + world.forwards
         measured = Meter(rtt_s, draft_s=0.005, step_s=0.03, token_s=0.0006)
         world = World(
@@ -404,7 +404,7 @@ def test_cost_takes_hardly_more_forwards_than_the_fastest_rounds_and_less_time(r
 
 def test_strict_rounds_are_a_frame_and_a_forward_each() -> None:
     k = 4
-    rounds = took(replace(LONG, patience_us=MAX_PATIENCE_US, hint_tokens=k, ahead=k), rtt_s=0.1)
+    rounds = took(replace(LONG, patience_us=ENDLESS_US, hint_tokens=k, ahead=k), rtt_s=0.1)
     assert rounds.frames <= rounds.forwards + 2
     assert rounds.g.tally.verified >= k * (rounds.forwards - 3)
     round_s = 0.1 + k * 0.005 + 0.03 * (1 + k * 0.02)

@@ -184,7 +184,7 @@ async def test_each_answer_has_the_round_trip_of_its_own_cloud() -> None:
     assert second.cloud is talk.there
     assert (talk.answer.rtt_ms, second.rtt_ms) == (None, 12.0)
     talk.tokens(b"a", logprobs=None)
-    assert talk.service.meter.rtt_s == 0.01
+    assert talk.service.meters.every.rtt_s == 0.01
 
 
 async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:

@@ -159,7 +159,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     experiments = report["experiments"]
     facts = {
         "pair": f"{report['draft']} for {report['target']}",
-        "machine": ", ".join(str(value) for value in report["machine"].values()),
+        "machine": report["machine"],
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "command": report["command"],
         "written": report["written"],
