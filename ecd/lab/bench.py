@@ -40,6 +40,7 @@ from ecd.lab.runs import USUAL_MODES, Campaign, Cell, Mode, Objective
 from ecd.lab.serving import serving
 from ecd.lab.stream import measure
 from ecd.lab.system import REPLAY
+from ecd.lab.virtual import virtual
 
 _listed_ks = listed(click.IntRange(1, 64))
 
@@ -57,6 +58,7 @@ bench.add_command(peers)
 bench.add_command(serving)
 bench.add_command(assist)
 bench.add_command(gateway)
+bench.add_command(virtual)
 
 
 def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple[Mode, ...]:
