@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ecd.decayed_rate import DecayedRate
-from ecd.edge.acceptance import COPIES_WEIGHT, Acceptance
+from ecd.edge.acceptance import PRIOR_GUESSES, Acceptance
 from ecd.edge.drafter import Drafter, DraftTask, Prefill
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
@@ -51,7 +51,7 @@ class _Copies:
 
     def rate(self, edge: float) -> float:
         """The chance of a copy here, where it is `edge` for all answers of the edge."""
-        return self.record.estimate(edge, COPIES_WEIGHT)
+        return self.record.estimate(edge, PRIOR_GUESSES)
 
 
 class CombinedDrafter:

@@ -197,8 +197,8 @@ def line_of(row: Row) -> str:
     help="All times vary by up to this share.",
 )  # fmt: skip
 @click.option(
-    "--objective", type=click.Choice(list(Objective)), default=Objective.LATENCY, show_default=True,
-    help="Of mode ecd.",
+    "--objective", type=click.Choice([str(each) for each in Objective]), default="latency",
+    show_default=True, help="Of mode ecd.",
 )  # fmt: skip
 @click.option("--max-tokens", type=TOKENS, default=64, show_default=True, help="Of each answer.")
 @click.option(
@@ -213,7 +213,7 @@ def virtual(
     draft_ms: float,
     draft_line_cost: float,
     jitter: float,
-    objective: Objective,
+    objective: str,
     max_tokens: int,
     seeds: int,
     out: Path | None,
