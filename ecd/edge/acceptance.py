@@ -12,8 +12,8 @@ from ecd.decayed_rate import DecayedRate
 
 # Finer towards 1, where most of a good draft model's guesses are: upper edges of all buckets but the last.
 BUCKETS = (0.2, 0.4, 0.6, 0.75, 0.875, 0.95, 0.99)
-# A bucket starts as if so many guesses had come true just as often as their confidence says; an answer's record
-# of copies, as often as the edge's.
+# A bucket starts as if so many guesses had come true just as often as their confidence says, an answer's
+# record of copies as if as often as the edge's.
 PRIOR_GUESSES = 4.0
 # Guesses after which an old one counts 1/e.
 MEMORY_GUESSES = 100.0

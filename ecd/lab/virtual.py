@@ -91,9 +91,9 @@ def answer_all(
     """The trace's answers one after the other, in an order by the seed, at an edge that is new to it all."""
     acceptance, meter, survival = Acceptance(), Meter(), Survival(EDGE_MEMORY)
     depth, model = Depth(around.max_verify), ReplayModel(trace)
-    room = {"slots": 1, "context_tokens": SESSION_TOKENS}
+    replayed = ReplayDrafter(trace, slots=1, context_tokens=SESSION_TOKENS, draft_ms=0.0)
     lookup = LookupDrafter(slots=1, branches=BRANCHES, slot_tokens=SESSION_TOKENS)
-    drafter = CombinedDrafter(ReplayDrafter(trace, draft_ms=0.0, **room), lookup, acceptance, meter)
+    drafter = CombinedDrafter(replayed, lookup, acceptance, meter)
     verifier = ReplayVerifier(trace, sessions=1, context_tokens=SESSION_TOKENS, step_time=AT_ONCE)
     decoded, seconds, tokens, forwards = 0, 0.0, 0, 0
     for recording in random.Random(around.seed).sample(trace.recordings, len(trace.recordings)):

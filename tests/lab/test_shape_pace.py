@@ -121,7 +121,7 @@ def test_a_tiny_shape_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # As `ecd cloud` starts it, but for what a CPU needs.
     arguments = {"enforce_eager": True, "block_size": 32}
     with running_shape(
-        tmp_path / "tiny.json", arguments, sessions=3, context_tokens=256, max_verify=3
+        tmp_path / "tiny.json", arguments, sessions=3, context_tokens=1024, max_verify=3
     ) as verifier:
         points = measure_steps(verifier, 512, sessions=(1, 3), tokens=(1, 4), context_tokens=64, repeats=2)
     assert len(points) == 4

@@ -8,8 +8,10 @@ from click.testing import CliRunner
 
 from ecd.edge.pacing import Objective
 from ecd.lab.exchange import Circumstances
+from ecd.lab.expect import right_guesses
 from ecd.lab.runs import Mode, Variant
 from ecd.lab.shipped import find_file
+from ecd.lab.simulate import Regime, best_rounds
 from ecd.lab.trace import Trace, load_trace, save_trace
 from ecd.lab.virtual import Spread, answer_all, rows_at, virtual
 
@@ -39,6 +41,28 @@ def test_drafting_pays_and_rounds_lose_to_a_long_link(recorded: Trace) -> None:
     assert gain is not None
     without = rows[Mode.ECD_NO_ALTERNATES].ratio_to_cloud
     assert gain.median == pytest.approx(rows[Mode.ECD].ratio_to_cloud.median / without.median)
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "draft_ms", "rtt_ms", "most"),
+    [
+        (30, 5, 0, 1.05), (30, 5, 50, 1.05), (60, 5, 50, 1.05), (60, 5, 200, 1.05), (15, 5, 50, 1.05),
+        (30, 12, 50, 1.05),
+        # A draft that is slow for its target, behind a long link: docs/PACING.md has the numbers.
+        (30, 12, 200, 1.2), (15, 5, 200, 1.2),
+    ],
+)  # fmt: skip
+def test_cost_takes_about_the_forwards_of_the_fastest_rounds_and_is_faster(
+    step_ms: float, draft_ms: float, rtt_ms: float, most: float
+) -> None:
+    trace = load_trace(find_file("traces", "qwen-coder-greedy"))
+    around = Circumstances(rtt_s=rtt_ms / 1000, draft_s=draft_ms / 1000, step_s=step_ms / 1000, jitter=0.05)
+    regime = Regime(rtt_ms, draft_ms, step_ms, around.slope)
+    k = best_rounds([right_guesses(each, 64, False) for each in trace.recordings], regime).setting.gather
+    rounds = answer_all(trace, Variant(Mode.ROUNDS, k), around, Objective.LATENCY, 64)
+    cost = answer_all(trace, Variant(Mode.ECD), around, Objective.COST, 64)
+    assert cost.tokens_per_s > rounds.tokens_per_s
+    assert cost.forwards <= most * rounds.forwards
 
 
 def test_a_seed_is_an_order_and_a_jitter(recorded: Trace) -> None:
