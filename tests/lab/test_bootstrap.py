@@ -1,11 +1,11 @@
-"""Ratios with known answers."""
+"""Rates and ratios with known answers."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.lab.bootstrap import Amounts, Resampled, describe, ratio_interval
+from ecd.lab.bootstrap import Amounts, Resampled, describe, rate_interval, ratio_interval
 
 NONE = float("nan")
 
@@ -176,3 +176,24 @@ def test_a_prompt_that_was_measured_once_makes_it_about_prompts() -> None:
     assert interval.resampled is Resampled.PROMPTS
     assert interval.lo == 1
     assert interval.hi > 2
+
+
+def test_a_rate_is_all_work_over_all_time_and_as_sure_as_its_repeats() -> None:
+    still = rate_interval(amounts([[10, 10], [90, 90]], [[1, 1], [4, 4]]), seed=0)
+    assert still is not None
+    assert (still.median, still.lo, still.hi, still.pairs) == (20, 20, 20, 4)
+    assert still.resampled is Resampled.REPEATS
+    times = np.random.default_rng(4).normal(10, 1, (1, 400))
+    measured = rate_interval(Amounts(times, np.ones((1, 400))), seed=0)
+    assert measured is not None
+    # The standard error of the mean is 1 / sqrt(400) = 0.05; 95 % is 1.96 of it to each side.
+    assert measured.hi - measured.lo == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
+    assert measured.lo < times.mean() < measured.hi
+
+
+def test_no_work_is_a_rate_of_nought_and_no_time_is_none() -> None:
+    nothing = rate_interval(amounts([[0], [0]], [[1], [1]]), seed=0)
+    assert nothing is not None
+    assert (nothing.lo, nothing.median, nothing.hi) == (0, 0, 0)
+    assert rate_interval(amounts([[1]], [[0]]), seed=0) is None
+    assert rate_interval(amounts([[NONE]], [[NONE]]), seed=0) is None
