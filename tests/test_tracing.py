@@ -170,7 +170,7 @@ def test_token_ids_weigh_too() -> None:
     ring = Ring(itertools.count().__next__, size=1000)
     for number in range(3):
         asked = Request(tuple(range(6400)), Sampling(), 4)
-        generation_begun(Journal(ring, number), asked, None, 16, Acceptance(), Survival(EDGE_MEMORY))
+        generation_begun(Journal(ring, number), asked, None, Acceptance(), Survival(EDGE_MEMORY))
     assert [len(ring.entries(number)) for number in range(3)] == [0, 1, 1]
     opened = Open(1, None, 0, (1, 2), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
     session = session_begun(Journal(ring, 9), opened, VOCABULARY, 8, 0.0)
