@@ -64,7 +64,7 @@ def test_stats_tell_what_the_controller_goes_by(edge: DaemonProcess) -> None:
         "step_ms",
         "slope",
         "max_verify",
-        "alone",
+        "sole",
         "acceptance",
         "places",
     }

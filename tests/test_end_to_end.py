@@ -19,7 +19,7 @@ from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Chunk
 from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import Request
 from ecd.edge.service import EdgeService
 from ecd.edge.uplink import Backoff
 from ecd.edge.uplinks import Place, Uplinks
@@ -32,7 +32,7 @@ from ecd.sampling import Guess, Sampling
 from ecd.wire.connection import Closed, Connection, Role, Settings
 from ecd.wire.frames import FrameReader
 from ecd.wire.link import Link
-from ecd.wire.messages import Alternate, Draft, Finish, HintWeights, Open, Pace, Tokens
+from ecd.wire.messages import ENDLESS_US, Alternate, Draft, Finish, HintWeights, Open, Pace, Tokens
 
 # In natural logarithms; the weights are quantised, where batches of another shape give the same logits.
 LOGPROB_TOLERANCE = 1e-5
@@ -314,9 +314,7 @@ async def test_a_random_draft_changes_nothing(cloud: DaemonProcess, target: Llam
     tasks = [asyncio.create_task(c) for c in (service.drafting.forever(), service.uplinks.keep())]
     for sampling in (Sampling(), Sampling.of("coupled", 0.8, seed=3)):
         # With patience the cloud really looks at the hints; without, a wrong one is mostly overtaken.
-        request = Request(
-            prompt_tokens(target, PROMPTS[0], chat=True), sampling, 48, patience_us=MAX_PATIENCE_US
-        )
+        request = Request(prompt_tokens(target, PROMPTS[0], chat=True), sampling, 48, patience_us=ENDLESS_US)
         answer = service.start(request)
         ids: list[int] = []
         while isinstance(outcome := await answer.chunks.get(), Chunk):

@@ -41,11 +41,8 @@ class Noted(World):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.acceptance, self.survival = Acceptance(), Survival(EDGE_MEMORY)
         slot = 0 if self.request.draft else None
-        self.g = generation_begun(
-            Journal(self.ring, 0), self.request, slot, 16, self.acceptance, self.survival
-        )
+        self.g = generation_begun(Journal(self.ring, 0), self.request, slot, self.acceptance, self.survival)
 
     def happen(self, event: str, *what: Any) -> None:
         right = self.rng.random() < 0.5
@@ -122,7 +119,7 @@ def test_what_is_not_the_same_is_found(world: Noted, session: int, event: str, c
 def test_a_mistake_is_noted_with_its_words(world: Noted) -> None:
     asked = Request((1, 2), Sampling(), 4)
     ring = Ring(itertools.count().__next__)
-    generation = generation_begun(Journal(ring, 0), asked, None, 16, Acceptance(), Survival(EDGE_MEMORY))
+    generation = generation_begun(Journal(ring, 0), asked, None, Acceptance(), Survival(EDGE_MEMORY))
     generation.open(1, 8, alternates=False, conditions=None, now=0.0)
     with pytest.raises(ProtocolError):
         generation.receive(Tokens(1, 9, (3,), 0, 0, 100), 1.0)
@@ -173,7 +170,7 @@ def test_token_ids_weigh_too() -> None:
     ring = Ring(itertools.count().__next__, size=1000)
     for number in range(3):
         asked = Request(tuple(range(6400)), Sampling(), 4)
-        generation_begun(Journal(ring, number), asked, None, 16, Acceptance(), Survival(EDGE_MEMORY))
+        generation_begun(Journal(ring, number), asked, None, Acceptance(), Survival(EDGE_MEMORY))
     assert [len(ring.entries(number)) for number in range(3)] == [0, 1, 1]
     opened = Open(1, None, 0, (1, 2), (), {"rule": "greedy"}, 16, (), Pace(0, 1))
     session = session_begun(Journal(ring, 9), opened, VOCABULARY, 8, 0.0)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecd.decayed_rate import DecayedRate
+
 Floats = NDArray[np.float64]
 
 # The curve has a knot at each power of two up to 4096 tokens in a batch.
@@ -170,31 +172,26 @@ class Calibration:
 
     BUCKETS = 8
     PRIOR = 4.0
-    FADE_JUDGED = 0.995
-    FADE_STEP = 0.998
+    MEMORY_JUDGED = 200.0
+    MEMORY_STEPS = 500.0
 
     def __init__(self) -> None:
-        self._judged = [0.0] * self.BUCKETS
-        self._accepted = [0.0] * self.BUCKETS
+        self._rates = [DecayedRate(self.MEMORY_JUDGED) for _ in range(self.BUCKETS)]
 
     def chances(self, claims: Sequence[float]) -> list[float]:
         """Chance that each hint is accepted if those before it are, from claims in [0, 1]."""
-        prior, top = self.PRIOR, self.BUCKETS - 1e-9
-        return [
-            (prior * claim + self._accepted[bucket := int(claim * top)]) / (prior + self._judged[bucket])
-            for claim in claims
-        ]
+        return [self._rate(claim).estimate(claim, self.PRIOR) for claim in claims]
 
     def learn(self, claims: Sequence[float], accepted: int) -> None:
         """A step looked at hints with these claims and accepted the first so many of them."""
-        fade = self.FADE_STEP
-        self._judged = [count * fade for count in self._judged]
-        self._accepted = [count * fade for count in self._accepted]
+        for rate in self._rates:
+            rate.keep(1 - 1 / self.MEMORY_STEPS)
         # What stands behind a rejected hint was not judged.
         for index, claim in enumerate(claims[: accepted + 1]):
-            bucket = int(claim * (self.BUCKETS - 1e-9))
-            self._judged[bucket] = self._judged[bucket] * self.FADE_JUDGED + 1
-            self._accepted[bucket] = self._accepted[bucket] * self.FADE_JUDGED + (index < accepted)
+            self._rate(claim).add(index < accepted)
+
+    def _rate(self, claim: float) -> DecayedRate:
+        return self._rates[int(claim * (self.BUCKETS - 1e-9))]
 
 
 @dataclass(frozen=True, slots=True)

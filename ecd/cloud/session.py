@@ -17,7 +17,7 @@ from ecd.journal import Hearing, stimulus
 from ecd.logprobs import TokenLogprobs, check_top
 from ecd.sampling import MAX_Q_TOKENS, DraftDistribution, Hint, Rule, Sampling, Verdict
 from ecd.text import TextStream, check_stop
-from ecd.wire.messages import Alternate, Commit, Draft, Finish, Open, Pace
+from ecd.wire.messages import ENDLESS_US, Alternate, Commit, Draft, Finish, Open, Pace
 
 # Even strict rounds give up on an edge that never answers, and decode one token without it.
 MAX_PATIENCE_S = 30.0
@@ -166,7 +166,7 @@ class Session:
     @property
     def strict(self) -> bool:
         """Whether it asks for strict rounds, which is fewest forwards; `depth` knows what they may cost."""
-        return self.pace.patience_us > MAX_PATIENCE_S * 1e6
+        return self.pace.patience_us == ENDLESS_US
 
     @stimulus(ids=lambda self, commit: len(commit.ids))
     def take(self, commit: Commit) -> None:

@@ -8,46 +8,17 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ecd.decayed_rate import DecayedRate
+
 # Finer towards 1, where most of a good draft model's guesses are: upper edges of all buckets but the last.
 BUCKETS = (0.2, 0.4, 0.6, 0.75, 0.875, 0.95, 0.99)
-# A bucket starts as if so many guesses had come true just as often as their confidence says.
+# A bucket starts as if so many guesses had come true just as often as their confidence says, an answer's
+# record of copies as if as often as the edge's.
 PRIOR_GUESSES = 4.0
 # Guesses after which an old one counts 1/e.
 MEMORY_GUESSES = 100.0
-# What the edge's rate of copies counts for in one answer.
-COPIES_WEIGHT = 2.0
 # A drafter that is certain may err, and one that is not may be right.
 _LEAST = 0.01
-
-
-@dataclass(slots=True)
-class DecayedRate:
-    """Share of successes among trials; one counts 1/e when about `memory` others have followed it."""
-
-    memory: float
-    trials: float = 0.0
-    successes: float = 0.0
-
-    def add(self, success: bool) -> None:
-        """One more trial."""
-        self.fade()
-        self.trials += 1
-        self.successes += success
-
-    def fade(self) -> None:
-        """A trial elsewhere that shares this memory: what is known here becomes older."""
-        keep = 1 - 1 / self.memory
-        self.trials *= keep
-        self.successes *= keep
-
-    def estimate(self, prior: float, weight: float) -> float:
-        """(successes + weight * prior) / (trials + weight): the mean of a Beta posterior."""
-        return (self.successes + weight * prior) / (self.trials + weight)
-
-    @property
-    def mean(self) -> float | None:
-        """successes / trials; None before the first."""
-        return self.successes / self.trials if self.trials else None
 
 
 NO_COPIES = DecayedRate(1.0)
@@ -113,12 +84,12 @@ class Acceptance:
         before it do.
 
         Answers differ in how well they can be copied much more than places in them do. So the edge's rate is
-        a prior that weighs COPIES_WEIGHT, and the answer's own copies, those before this one among them, are
+        a prior that weighs PRIOR_GUESSES, and the answer's own copies, those before this one among them, are
         the evidence.
         """
         record = self.copies.get(slot, NO_COPIES) if slot is not None else NO_COPIES
         prior = self.rate("lookup", confidence)
-        return (record.successes + before + COPIES_WEIGHT * prior) / (record.trials + before + COPIES_WEIGHT)
+        return (record.successes + before + PRIOR_GUESSES * prior) / (record.trials + before + PRIOR_GUESSES)
 
     def mean(self, drafter: str) -> float | None:
         """Share of the last hundred or so guesses that came true; None before the first."""

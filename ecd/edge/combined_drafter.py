@@ -6,7 +6,8 @@ Owns the choice between the two, per task. It knows neither engines nor how acce
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.decayed_rate import DecayedRate
+from ecd.edge.acceptance import PRIOR_GUESSES, Acceptance
 from ecd.edge.drafter import Drafter, DraftTask, Prefill
 from ecd.edge.lookup_drafter import LookupDrafter
 from ecd.edge.meter import Meter
@@ -16,8 +17,8 @@ from ecd.sampling import Guess
 UNKNOWN_MEAN = 0.7
 # A copy may be so much less likely to come true than the model's guess, however slow the model is.
 MOST_MARGIN = 0.08
-# Of a slot's own record of copies: what the edge's counts for, over how many it fades, and how many may wait.
-EDGE_WEIGHT, MEMORY, MOST_PENDING = 4.0, 16.0, 64
+# Of a slot's own record of copies: over how many it fades, and how many may wait.
+MEMORY, MOST_PENDING = 16.0, 64
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class _Copies:
 
     def rate(self, edge: float) -> float:
         """The chance of a copy here, where it is `edge` for all answers of the edge."""
-        return self.record.estimate(edge, EDGE_WEIGHT)
+        return self.record.estimate(edge, PRIOR_GUESSES)
 
 
 class CombinedDrafter:

@@ -39,7 +39,8 @@ class Phase(Enum):
 class Generation:
     """State of one answer. `acceptance` is shared by all answers of the edge; `journal` notes events.
 
-    `turns` is there when the edge commits tokens too.
+    `turns` is there when the edge commits tokens too. `reads`: nothing has come on the stream yet, whose
+    next step reads text too.
     """
 
     request: Request
@@ -54,6 +55,7 @@ class Generation:
     slot: int | None = None
     pace: Pace = UNSURE
     tally: Tally = field(default_factory=Tally)
+    reads: bool = True
     journal: Hearing | None = None
     lines: Lines = field(init=False)
     hints: Hints = field(init=False)
@@ -107,12 +109,14 @@ class Generation:
         now: float,
         prefix: tuple[bytes, int] | None = None,
         commits: bool = True,
+        max_verify: int | None = None,
     ) -> list[Command]:
         """`stream` on a new connection is this generation's: starts, or goes on from what is committed.
 
         `max_ahead` is how far the cloud takes hints, `alternates` whether it takes those, `commits` whether
         it takes tokens that the edge commits; to one that does not, the rest of the text is left. `prefix`:
-        hash and length of a beginning of the prompt that it may have already.
+        hash and length of a beginning of the prompt that it may have already. `max_verify`: most hints that a
+        step of it verifies, where that is known.
         """
         self._conditions = conditions
         if not (commits and self.request.mode.edge_commits):
@@ -123,6 +127,9 @@ class Generation:
         self.tally.resumed += self.stream != 0
         self.phase, self.stream = Phase.STREAMING, stream
         self._max_ahead = max_ahead if request.ahead is None else min(request.ahead, max_ahead)
+        if max_verify is not None:
+            self.pacer.at_cloud(max_verify)
+        self.reads = True
         self._set_pace()
         # What was guessed before still holds; this cloud has not seen it.
         self.lines.unsend(self._max_ahead)
@@ -153,6 +160,7 @@ class Generation:
         if self.phase is not Phase.STREAMING or message.stream != self.stream:
             return []
         self._check(message)
+        self.reads = False
         if self.turns is not None:
             self.turns.heard(len(self.tokens), message.ids)
         others = len(message.ids) - message.accepted

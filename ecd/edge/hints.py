@@ -11,10 +11,10 @@ from ecd.edge.commands import Command, Send
 from ecd.edge.departure import last_moment
 from ecd.edge.lines import ALTERNATE_HINTS, Lines
 from ecd.edge.pacing import Conditions, Objective, Pace
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import Request
 from ecd.edge.tally import Tally
 from ecd.sampling import Rule
-from ecd.wire.messages import Alternate, Draft, HintWeights
+from ecd.wire.messages import ENDLESS_US, Alternate, Draft, HintWeights
 from ecd.wire.messages import Pace as WirePace
 
 NO_PATIENCE = WirePace(0, 1)
@@ -24,7 +24,7 @@ AT_ONCE = 6
 
 def wire_pace(pace: Pace) -> WirePace:
     """What the cloud is told of a pace."""
-    return WirePace(int(min(pace.patience_s * 1e6, MAX_PATIENCE_US)), pace.gather)
+    return WirePace(int(min(pace.patience_s * 1e6, ENDLESS_US)), pace.gather)
 
 
 @dataclass(frozen=True, slots=True)

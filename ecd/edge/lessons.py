@@ -7,7 +7,8 @@ decided by those who are told, acceptance and the pacing controller.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ecd.edge.acceptance import DecayedRate, Rates
+from ecd.decayed_rate import DecayedRate
+from ecd.edge.acceptance import Rates
 from ecd.edge.lines import Settled
 from ecd.edge.pacing import Conditions, Pacer
 from ecd.edge.tally import Tally

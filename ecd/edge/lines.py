@@ -3,11 +3,13 @@
 Pure. Owns which guesses still hold and which line is worth extending next; it does not know frames.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecd.edge.acceptance import DecayedRate, Rates
+from ecd.decayed_rate import DecayedRate
+from ecd.edge.acceptance import Rates
 from ecd.sampling import Guess
 
 # A guess that is this unlikely to be reached is not made.
@@ -25,8 +27,7 @@ SECOND_PRIOR, SECOND_WEIGHT, SECOND_MEMORY = 0.4, 4.0, 64.0
 class Line:
     """Guesses for the positions from `first` on, `sent` of them sent.
 
-    `chances`: of each, if those before it are right. `copied`: so many at the end are copies. `dry`: nothing
-    can be copied here.
+    `chances`: of each, if those before it are right. `dry`: nothing can be copied here.
     """
 
     first: int
@@ -34,7 +35,6 @@ class Line:
     guesses: list[Guess] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     sent: int = 0
-    copied: int = 0
     dry: bool = False
 
     @property
@@ -47,6 +47,12 @@ class Line:
         return len(self.guesses) - self.sent
 
     @property
+    def copied(self) -> int:
+        """So many of its guesses, at the end, are copies."""
+        at_end = itertools.takewhile(lambda guess: guess.drafter == "lookup", reversed(self.guesses))
+        return sum(1 for _ in at_end)
+
+    @property
     def reach(self) -> float:
         """The chance that all of it is right."""
         return math.prod(self.chances)
@@ -57,14 +63,16 @@ class Line:
 
     def extend(self, guesses: Sequence[Guess], acceptance: Rates, slot: int | None = None) -> None:
         """Adds guesses at the end; `slot` is the answer's, which has its own record of copies."""
+        before = self.copied
         for guess in guesses:
-            self.copied = self.copied + 1 if guess.drafter == "lookup" else 0
+            is_copy = guess.drafter == "lookup"
             self.guesses.append(guess)
             self.chances.append(
-                acceptance.copy_rate(slot, guess.confidence, self.copied - 1)
-                if self.copied
+                acceptance.copy_rate(slot, guess.confidence, before)
+                if is_copy
                 else acceptance.rate(guess.drafter, guess.confidence)
             )
+            before = before + 1 if is_copy else 0
 
     def shift(self) -> None:
         """Its first token was committed."""

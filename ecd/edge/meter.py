@@ -37,7 +37,7 @@ class Meter:
     read_s: float | None = None
     link_bytes_per_s: float | None = None
     max_verify: int = FIRST_MAX_VERIFY
-    alone: bool = True
+    sole: bool = True
 
     def drafted(self, seconds: float) -> None:
         """A forward of the draft model brought a guess for each line it was asked for."""
@@ -67,7 +67,7 @@ class Meter:
                 self.max_verify = max_verify
         match load:
             case {"running": int() as running}:
-                self.alone = running <= 1
+                self.sole = running <= 1
 
     @property
     def conditions(self) -> Conditions | None:
@@ -75,4 +75,4 @@ class Meter:
         if self.rtt_s is None or self.draft_s is None or self.step_s is None:
             return None
         token_s = FIRST_SLOPE * self.step_s if self.token_s is None else self.token_s
-        return Conditions(self.rtt_s, self.jitter_s, self.draft_s, self.step_s, token_s, self.alone)
+        return Conditions(self.rtt_s, self.jitter_s, self.draft_s, self.step_s, token_s, self.sole)

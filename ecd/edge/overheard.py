@@ -57,19 +57,17 @@ class OverheardPrior:
         self.prior.settle(place, right)
 
 
-def begun(
-    journal: Journal, request: Request, slot: int | None, max_verify: int, rates: Rates, prior: Prior
-) -> Generation:
+def begun(journal: Journal, request: Request, slot: int | None, rates: Rates, prior: Prior) -> Generation:
     """A generation that notes its events."""
-    told = {"request": request, "slot": slot, "max_verify": max_verify}
+    told = {"request": request, "slot": slot}
     journal.note(BEGIN, told, None, len(request.prompt))
-    return _generation(journal, request, slot, max_verify, rates, prior)
+    return _generation(journal, request, slot, rates, prior)
 
 
 def _generation(
-    journal: Hearing, request: Request, slot: int | None, max_verify: int, rates: Rates, prior: Prior
+    journal: Hearing, request: Request, slot: int | None, rates: Rates, prior: Prior
 ) -> Generation:
-    pacer = Pacer(request.objective, OverheardPrior(prior, journal), max_verify)
+    pacer = Pacer(request.objective, OverheardPrior(prior, journal))
     generation = Generation(request, OverheardRates(rates, journal), pacer, slot=slot)
     generation.journal = journal
     return generation
@@ -80,7 +78,7 @@ def retrace(entries: Sequence[Mapping[str, Any]]) -> Difference | None:
 
     retelling = Retelling()
 
-    def begin(request: Request, slot: int | None, max_verify: int) -> Generation:
-        return _generation(retelling, request, slot, max_verify, Acceptance(), Survival(EDGE_MEMORY))
+    def begin(request: Request, slot: int | None) -> Generation:
+        return _generation(retelling, request, slot, Acceptance(), Survival(EDGE_MEMORY))
 
     return replay(begin(**arguments(begin, entries[0]["args"])), retelling, entries[1:])

@@ -43,7 +43,7 @@ class Objective(StrEnum):
 class Conditions:
     """What was measured, in seconds.
 
-    draft_s: one guess. step_s: a target forward without hints, token_s: what each hint adds to it. `alone`:
+    draft_s: one guess. step_s: a target forward without hints, token_s: what each hint adds to it. `sole`:
     whether no other session shares the target's forwards.
     """
 
@@ -52,7 +52,7 @@ class Conditions:
     draft_s: float
     step_s: float
     token_s: float
-    alone: bool = True
+    sole: bool = True
 
     def forward_s(self, hints: int) -> float:
         """A target forward that verifies so many hints."""
@@ -159,7 +159,7 @@ def _may_wait(conditions: Conditions, gather: int, objective: Objective) -> bool
     if objective is Objective.COST:
         return conditions.rtt_s + gather * conditions.draft_s <= COST_WAIT_S
     # Whoever is waited for while others go on misses a whole step.
-    return conditions.alone
+    return conditions.sole
 
 
 def _patience_s(conditions: Conditions, gather: int, objective: Objective) -> float:
@@ -280,6 +280,10 @@ class Pacer:
     _best: Pace | None = None
     _best_until: int = 0
 
+    def at_cloud(self, max_verify: int) -> None:
+        """The session is at another cloud, whose steps verify so many hints at most."""
+        self.max_verify, self._best = max_verify, None
+
     def settle(self, place: int, right: bool) -> None:
         """A guess was compared with the committed token at its position."""
         self._settled += 1
@@ -342,5 +346,5 @@ def _coarse(conditions: Conditions) -> Conditions:
         max(1e-4, rounded(conditions.draft_s)),
         max(1e-5, rounded(conditions.step_s)),
         rounded(conditions.token_s),
-        conditions.alone,
+        conditions.sole,
     )

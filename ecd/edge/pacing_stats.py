@@ -22,7 +22,7 @@ def conditions_told(meter: Meter, survival: Survival) -> dict[str, Any]:
         "step_ms": _ms(meter.step_s),
         "slope": None if meter.token_s is None or not meter.step_s else meter.token_s / meter.step_s,
         "max_verify": meter.max_verify,
-        "alone": meter.alone,
+        "sole": meter.sole,
         "acceptance": survival.total.mean,
         "places": survival.told(None),
     }

@@ -78,15 +78,17 @@ class Placing:
         self._by_stream[uplink, stream] = answer
         self.uplinks.opened(uplink)
         whole = request.fresh or answer.reopening.whole or "prefix" not in peer.features
+        meter = self._meters.at(uplink)
         try:
             commands = generation.open(
                 stream,
                 peer.limits.get("max_ahead", MAX_AHEAD),
                 alternates="alternates" in peer.features,
                 commits=COMMIT in peer.features,
-                conditions=self._meters.at(uplink).conditions,
+                conditions=meter.conditions,
                 now=monotonic(),
                 prefix=None if whole else self._prefixes.at(uplink).longest(request.prompt),
+                max_verify=meter.max_verify,
             )
             self._running.perform(answer, commands)
             self._assisting.reopened(answer)

@@ -146,8 +146,8 @@ class Receiving:
         self._drafting.wake()
 
     def _measure(self, cloud: Uplink, answer: Answer, message: Tokens) -> None:
-        # The first step has read a piece of the prompt.
-        if len(answer.generation.origins) > len(answer.generation.request.committed):
+        # The first step on a stream has read a piece of the text.
+        if not answer.generation.reads:
             self._meters.stepped(cloud, message.step_us / 1e6, message.verified)
         if cloud.link is not None:
             connection = cloud.link.connection

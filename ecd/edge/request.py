@@ -9,10 +9,9 @@ from enum import StrEnum
 
 from ecd.edge.pacing import Objective, Pace
 from ecd.sampling import Sampling
-from ecd.wire.messages import Open
+from ecd.wire.messages import ENDLESS_US, Open
 from ecd.wire.messages import Pace as WirePace
 
-MAX_PATIENCE_US = (1 << 32) - 1
 # Before anything is measured.
 UNSURE = Pace(ahead=16)
 
@@ -133,5 +132,5 @@ class Request:
         return Pace(
             UNSURE.ahead if self.ahead is None else self.ahead,
             self.hint_tokens or 1,
-            math.inf if patience_us >= MAX_PATIENCE_US else patience_us / 1e6,
+            math.inf if patience_us >= ENDLESS_US else patience_us / 1e6,
         )

@@ -69,7 +69,6 @@ class EdgeService:
         self.cloud_model: dict[str, Any] = {}
         self.cloud_ends: frozenset[int] = ends
         self.acceptance = acceptance
-        self.meter = meter
         self.survival = Survival(EDGE_MEMORY)
         self.thresholds = Thresholds()
         self.ring = Ring(monotonic)
@@ -81,14 +80,14 @@ class EdgeService:
         self._link_wait_s = link_wait_s
         self._link_grace_s = link_grace_s
         self._ids = itertools.count(1)
-        self._meters: Meters[Uplink] = Meters(meter)
+        self.meters: Meters[Uplink] = Meters(meter)
         prefixes: CloudPrefixes[Uplink] = CloudPrefixes()
         self._running = Running(piece)
-        self.assisting = Assisting(pages, encoding, self._meters, self.totals)
-        self.drafting = Drafting(drafter, self._running, self.assisting, self._meters)
-        self.placing = Placing(self._running, self.drafting, self.assisting, self._meters, prefixes)
+        self.assisting = Assisting(pages, encoding, self.meters, self.totals)
+        self.drafting = Drafting(drafter, self._running, self.assisting, self.meters)
+        self.placing = Placing(self._running, self.drafting, self.assisting, self.meters, prefixes)
         self.receiving = Receiving(
-            self._running, self.placing, self.drafting, self.assisting, self._meters, prefixes, n_vocab
+            self._running, self.placing, self.drafting, self.assisting, self.meters, prefixes, n_vocab
         )
 
     def attach(self, uplinks: Uplinks) -> None:
@@ -125,17 +124,10 @@ class EdgeService:
             # Not noted in the ring: what is shared of thresholds could not be said again.
             ends = self._ends if alone else self.cloud_ends
             turns = Turns.of(request, self.thresholds, self._piece, ends)
-            pacer = Pacer(request.objective, self.survival, self.meter.max_verify)
+            pacer = Pacer(request.objective, self.survival)
             generation = Generation(request, self.acceptance, pacer, turns, slot=slot)
         else:
-            generation = begun(
-                Journal(self.ring, number),
-                request,
-                slot,
-                self.meter.max_verify,
-                self.acceptance,
-                self.survival,
-            )
+            generation = begun(Journal(self.ring, number), request, slot, self.acceptance, self.survival)
         answer = Answer(number, generation, TextStream(request.stop), now, now)
         if request.timeline:
             answer.timeline = Timeline(now, len(request.prompt))
@@ -222,7 +214,7 @@ class EdgeService:
                 self.cloud_model = getattr(event.peer, "model", {})
                 ends = event.peer.fingerprint["special"].get("end_of_generation")
                 self.cloud_ends = frozenset(ends if isinstance(ends, list) else ())
-                self._meters.at(uplink).link_bytes_per_s = None
+                self.meters.at(uplink).link_bytes_per_s = None
                 for answer in self._running:
                     self.placing.open(answer)
             case Received():

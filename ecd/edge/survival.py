@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ecd.edge.acceptance import DecayedRate
+from ecd.decayed_rate import DecayedRate
 
 # Places behind a fork (from 0) at which a new group begins whose acceptance is counted together.
 GROUPS = (0, 1, 2, 4)

@@ -68,16 +68,23 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
     """Counters since start, finished answers only, and what follows from them; called in the event loop.
 
     Bytes are counted as they pass, so those per token are of the tokens of running answers too.
+    `conditions` are those at the cloud that stands best; of several, `clouds` tells each by its address.
     """
     totals = service.totals
     generations = [answer.generation for answer in service.answers.values()]
     tokens = totals.committed + sum(len(g.origins) - len(g.request.committed) for g in generations)
     newest = next(reversed(service.answers.values()), None)
-    wire_in, wire_out = service.uplinks.wire_bytes
-    packets_in, packets_out = service.uplinks.packet_bytes
+    uplinks = service.uplinks
+    wire_in, wire_out = uplinks.wire_bytes
+    packets_in, packets_out = uplinks.packet_bytes
     return {
         **asdict(totals),
-        "conditions": conditions_told(service.meter, service.survival),
+        "conditions": conditions_told(service.meters.at(uplinks.shown), service.survival),
+        "clouds": {
+            uplink.key: {"conditions": conditions_told(service.meters.at(uplink), service.survival)}
+            for uplink in uplinks
+            if len(uplinks) > 1
+        },
         "drafters": service.acceptance.totals(),
         "kv_cache": service.drafting.kv_stats(),
         "pace": {} if newest is None else pace_told(newest, service.acceptance),
@@ -87,7 +94,7 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         "running": len(service.answers),
         "acceptance_rate": totals.accepted / totals.verified if totals.verified else 0.0,
         "forwards_per_token": totals.target_forwards / totals.committed if totals.committed else 0.0,
-        "link_connects": service.uplinks.connects,
+        "link_connects": uplinks.connects,
         "wire_bytes_in": wire_in,
         "wire_bytes_out": wire_out,
         "wire_bytes_per_token": (wire_in + wire_out) / tokens if tokens else 0.0,

@@ -16,7 +16,7 @@ import click
 from ecd.lab.assist import assist
 from ecd.lab.capacity import capacity
 from ecd.lab.gateway import gateway
-from ecd.lab.host import describe_machine, memory_gib, versions
+from ecd.lab.host import describe_machine, versions
 from ecd.lab.options import (
     FILE,
     MS,
@@ -40,6 +40,7 @@ from ecd.lab.runs import USUAL_MODES, Campaign, Cell, Mode, Objective
 from ecd.lab.serving import serving
 from ecd.lab.stream import measure
 from ecd.lab.system import REPLAY
+from ecd.lab.virtual import virtual
 
 _listed_ks = listed(click.IntRange(1, 64))
 
@@ -57,6 +58,7 @@ bench.add_command(peers)
 bench.add_command(serving)
 bench.add_command(assist)
 bench.add_command(gateway)
+bench.add_command(virtual)
 
 
 def _modes(context: click.Context, option: click.Parameter, value: str) -> tuple[Mode, ...]:
@@ -169,19 +171,19 @@ def stream(
     click.echo("starting the daemons, and a request to each edge to warm up", err=True)
     measured = measure(pair, campaign, _progress)
     report = {
-        "machine": {"cpu": describe_machine(), "memory_gib": memory_gib()},
+        "machine": describe_machine(),
         "versions": versions(),
         "command": shlex.join(["ecd", *sys.argv[1:]]),
         "started": started,
         **report_of(measured, campaign, pair.expect, emulated=pair.emulated),
     }
-    if json_file:
-        json_file.write_text(json.dumps(report, ensure_ascii=False))
     click.echo(text_table(report["results"], COLUMNS[:10]))
     for name, columns in (("ratio_to_best", AGAINST_BEST), ("ratio_to_no_alternates", GAIN)):
         if lines := [line for line in report["results"] if line.get(name)]:
             click.echo(f"\n{text_table(lines, columns)}")
     click.echo(f"\nintervals: {report['intervals']}")
+    if json_file:
+        json_file.write_text(json.dumps(report, ensure_ascii=False))
     if html_file:
         html_file.write_text(page(report))
     if measured.interrupted or report["failed"] or report["differing"]:

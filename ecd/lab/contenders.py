@@ -15,11 +15,12 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ecd.client import BlockingClient
 from ecd.errors import DaemonError
+from ecd.lab.asking import ask
 from ecd.lab.runs import Reception, Variant
 from ecd.lab.system import READY_S, STOP_S
 from ecd.sampling import Sampling
@@ -101,17 +102,8 @@ class Edge:
 
     def answer(self, question: Question, max_tokens: int) -> Reply:
         """Over the control socket. Raises DaemonError when the edge made another prompt of the text."""
-        reception, result = Reception(), dict[str, Any]()
-        with BlockingClient(self.path) as client:
-            started_s = time.perf_counter()
-            for event in client.stream(
-                question.text, max_tokens=max_tokens, **self.variant.arguments("latency")
-            ):
-                match event["event"]:
-                    case "text":
-                        reception.text(time.perf_counter() - started_s, len(event["ids"]))
-                    case "done":
-                        result = event
+        settings = self.variant.arguments("latency")
+        reception, result = ask(self.path, question.text, max_tokens=max_tokens, **settings)
         if tuple(result["prompt_token_ids"]) != question.ids:
             raise DaemonError("the draft's chat template makes another prompt than the target's")
         return Reply(tuple(result["token_ids"]), reception)
@@ -125,7 +117,7 @@ class LlamaServer:
     port: int
 
     def answer(self, question: Question, max_tokens: int) -> Reply:
-        """A stream of /completion. Raises OSError when there is none."""
+        """A stream of /completion. Raises OSError when there is none, DaemonError when it breaks off."""
         body = {
             "prompt": question.ids,
             "n_predict": max_tokens,
@@ -139,12 +131,15 @@ class LlamaServer:
             {"Content-Type": "application/json"},
         )
         reception, ids, started_s = Reception(), list[int](), time.perf_counter()
-        with urllib.request.urlopen(request, timeout=READY_S) as lines:
-            for line in lines:
-                tokens = tokens_of(line)
-                if tokens:
-                    reception.text(time.perf_counter() - started_s, len(tokens))
-                    ids += tokens
+        try:
+            with urllib.request.urlopen(request, timeout=READY_S) as lines:
+                for line in lines:
+                    tokens = tokens_of(line)
+                    if tokens:
+                        reception.text(time.perf_counter() - started_s, len(tokens))
+                        ids += tokens
+        except (HTTPException, ValueError) as e:
+            raise DaemonError(f"{self.name} broke off its answer: {str(e) or type(e).__name__}") from e
         return Reply(tuple(ids), reception)
 
 

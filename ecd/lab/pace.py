@@ -1,7 +1,7 @@
 """How long a step of a target takes by what is in its batch: a straight line, or a measured curve.
 
-Owns the profile files, interpolation, measuring one on this machine, and keeping time while pretending. It
-must not know sessions, hints or traces.
+Owns the profile files, interpolation, measuring a llama.cpp model on this machine, and keeping time while
+pretending. It must not know sessions, hints or traces.
 """
 
 import itertools
@@ -22,6 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from ecd.errors import BadRequest
 from ecd.lab.host import describe_machine, versions
 from ecd.lab.options import FILE, THREADS
+from ecd.lab.shipped import find_file
+from ecd.options import json_map
 
 # llama.cpp is imported by what measures it: a replay does without.
 if TYPE_CHECKING:
@@ -186,22 +188,72 @@ class Hold:
         self._late = min(max(0.0, time.perf_counter() - due), MAX_MADE_UP_S)
 
 
-@click.command()
-@click.option("--model", required=True, help="Path of a GGUF file, or a name from `ecd models list`.")
-@click.option("--threads", type=THREADS, default=1, show_default=True, help="Of the engine.")
-@click.option("--json", "out", required=True, type=FILE, help="The profile to write.")
-def pace(model: str, threads: int, out: Path) -> None:
-    """Measure a model's step times on this machine, for `--pace PROFILE`."""
+def _on_llama(
+    model: str, threads: int, tell: Callable[[Point], None]
+) -> tuple[tuple[Point, ...], dict[str, Any]]:
+    """The points, and what they were measured with."""
     from ecd.engine.llama import LlamaModel
     from ecd.models.fetch import resolve
+
+    points = measure_pace(LlamaModel(resolve(model)), threads=threads, on_point=tell)
+    return points, {"model": model, "threads": threads}
+
+
+def _on_vllm(
+    shape: str, engine_args: dict[str, Any], tell: Callable[[Point], None]
+) -> tuple[tuple[Point, ...], dict[str, Any]]:
+    """Likewise."""
+    from ecd.lab import shape_pace
+
+    file = find_file("shapes", shape)
+    n_vocab = shape_pace.vocabulary_of(file)
+    most, repeats = max(shape_pace.TOKENS), 5
+    with shape_pace.running_shape(
+        file,
+        engine_args,
+        sessions=max(shape_pace.SESSIONS),
+        context_tokens=shape_pace.longest_text(shape_pace.TOKENS, repeats),
+        max_verify=most - 1,
+    ) as verifier:
+        points = shape_pace.measure_steps(verifier, n_vocab, repeats=repeats, on_point=tell)
+    told = {"shape": shape, "weights": "random", "device": shape_pace.device(), "engine_args": engine_args}
+    return points, {**told, "context_tokens": shape_pace.CONTEXT_TOKENS}
+
+
+@click.command()
+@click.option("--model", help="On llama.cpp: path of a GGUF file, or a name from `ecd models list`.")
+@click.option(
+    "--shape",
+    help="On vLLM, with random weights: path of a model's config.json, or one of ecd's: qwen3-8b, -32b.",
+)
+@click.option("--engine-args", metavar="JSON", callback=json_map, help="Arguments of vLLM's engine, by name.")
+@click.option("--threads", type=THREADS, help="Of llama.cpp.  [default: 1]")
+@click.option("--json", "out", required=True, type=FILE, help="The profile to write.")
+def pace(
+    model: str | None, shape: str | None, engine_args: dict[str, Any] | None, threads: int | None, out: Path
+) -> None:
+    """Measure a model's step times on this machine, for `--pace PROFILE`.
+
+    A shape has no weights: random ones take as long. So what a large model takes on an accelerator can be
+    measured without fetching it; a step then is one of the cloud's own engine on vLLM.
+    """
+    if (model is None) == (shape is None):
+        raise click.UsageError("give --model, which llama.cpp runs, or --shape, which vLLM runs")
+    if shape is not None and threads is not None:
+        raise click.UsageError("--threads is for --model; vLLM has its own --engine-args")
+    if model is not None and engine_args is not None:
+        raise click.UsageError("--engine-args is for --shape, which vLLM runs")
 
     def tell(point: Point) -> None:
         click.echo(f"{point.sessions:3} sessions x {point.tokens_per_session} tokens: {point.ms:.1f} ms")
 
-    points = measure_pace(LlamaModel(resolve(model)), threads=threads, on_point=tell)
+    if model is not None:
+        points, of_engine = _on_llama(model, threads or 1, tell)
+    else:
+        assert shape is not None
+        points, of_engine = _on_vllm(shape, engine_args or {}, tell)
     provenance = {
-        "model": model,
-        "threads": threads,
+        **of_engine,
         "machine": describe_machine(),
         "versions": versions(),
         "date": date.today().isoformat(),

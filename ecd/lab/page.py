@@ -41,7 +41,7 @@ def page(report: Mapping[str, Any]) -> str:
     gains = [line for line in results if line.get("ratio_to_no_alternates")]
     title = "ecd bench stream" + (", emulated" if report["emulated"] else "")
     facts = {
-        "machine": ", ".join(str(value) for value in report["machine"].values()),
+        "machine": report["machine"],
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "command": report["command"],
         "begun": report["started"],

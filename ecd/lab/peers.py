@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from ecd.errors import EcdError
 from ecd.lab.bootstrap import Amounts, Interval, describe, ratio_interval
 from ecd.lab.contenders import (
     Contender,
     Edge,
     PlainLoop,
     Question,
-    Reply,
     find_server,
     running_server,
 )
 from ecd.lab.host import describe_machine
+from ecd.lab.interrupt import interruptible
 from ecd.lab.options import FILE, REPEATS, SEED, THREADS, TOKENS
 from ecd.lab.plan import Colocated, colocated
 from ecd.lab.rows import save
@@ -50,33 +51,41 @@ NOTE = (
     "competes with."
 )
 # Of the rounds that a system without a controller would run.
-ROUNDS_K = 4
+USUAL_K = 4
 WARM_UP_TOKENS = 16
 CONTEXT_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One answer to the prompt of that number: `decoded` tokens behind the first piece, in `decode_s`."""
+    """One answer to the prompt of that number: `decoded` tokens behind the first piece, in `decode_s`.
+
+    With an `error` there is none, and the rest is empty.
+    """
 
     contender: str
     prompt: int
     repeat: int
-    decoded: int
-    decode_s: float
-    ttft_ms: float
-    ids: tuple[int, ...]
+    decoded: int = 0
+    decode_s: float = 0.0
+    ttft_ms: float = 0.0
+    ids: tuple[int, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A contender over all prompts. `same_text`: the share of answers equal to the first contender's."""
+    """A contender over all prompts that it answered; None where no answer tells.
+
+    `same_text`: the share of answers equal to the first contender's.
+    """
 
     name: str
-    tokens_per_s: dict[str, float]
-    ttft_ms: float
+    tokens_per_s: dict[str, float] | None
+    ttft_ms: float | None
     ratio: Interval | None
-    same_text: float
+    same_text: float | None
+    failed: int
 
 
 def measure_all(
@@ -87,44 +96,61 @@ def measure_all(
     repeats: int,
     seed: int,
 ) -> Iterator[Measurement]:
-    """Every contender answers every question; who comes first is shuffled each time."""
+    """Every contender answers every question; who comes first is shuffled each time. What fails is told."""
     rng = random.Random(seed)
     for repeat in range(repeats):
         for number, question in enumerate(questions):
             for contender in rng.sample(contenders, len(contenders)):
-                yield _measurement(contender.name, number, repeat, contender.answer(question, max_tokens))
+                yield _measurement(contender, number, repeat, question, max_tokens)
 
 
-def _measurement(name: str, prompt: int, repeat: int, reply: Reply) -> Measurement:
+def _measurement(
+    contender: Contender, prompt: int, repeat: int, question: Question, max_tokens: int
+) -> Measurement:
+    try:
+        reply = contender.answer(question, max_tokens)
+    except (EcdError, OSError) as e:
+        return Measurement(contender.name, prompt, repeat, error=str(e) or type(e).__name__)
+    if not reply.reception.at_s:
+        return Measurement(contender.name, prompt, repeat, error="the answer had no text")
     seen = reply.reception.numbers()
     return Measurement(
-        name, prompt, repeat, seen["decoded"], seen["decode_ms"] / 1000, seen["ttft_ms"], reply.ids
+        contender.name, prompt, repeat, seen["decoded"], seen["decode_ms"] / 1000, seen["ttft_ms"], reply.ids
     )
 
 
-def standings(made: Sequence[Measurement], names: Sequence[str], seed: int) -> list[Standing]:
-    """The table's rows in the order of `names`, compared with the first of them."""
-    shape = (1 + max(m.prompt for m in made), 1 + max(m.repeat for m in made))
+def standings(
+    made: Sequence[Measurement], names: Sequence[str], kinds: Sequence[str], seed: int
+) -> list[Standing]:
+    """The table's rows in the order of `names`, compared with the first of them.
+
+    `kinds`: the class of each prompt. Failed answers are counted and else left out.
+    """
+    shape = (len(kinds), 1 + max((m.repeat for m in made), default=0))
+    classes = np.unique(kinds, return_inverse=True)[1]
+    answered = [m for m in made if m.error is None]
 
     def amounts(name: str) -> Amounts:
         work, time = np.full(shape, np.nan), np.full(shape, np.nan)
-        for m in made:
+        for m in answered:
             if m.contender == name:
                 work[m.prompt, m.repeat], time[m.prompt, m.repeat] = m.decoded, m.decode_s
-        return Amounts(work, time)
+        return Amounts(work, time, classes)
 
-    reference = {(m.prompt, m.repeat): m.ids for m in made if m.contender == names[0]}
+    reference = {(m.prompt, m.repeat): m.ids for m in answered if m.contender == names[0]}
     rows = []
     for name in names:
-        own = [m for m in made if m.contender == name]
+        own = [m for m in answered if m.contender == name]
         rates = [m.decoded / m.decode_s for m in own if m.decode_s]
+        same = [_same(m.ids, ids) for m in own if (ids := reference.get((m.prompt, m.repeat))) is not None]
         rows.append(
             Standing(
                 name,
-                {"median": median(rates), "min": min(rates), "max": max(rates)},
-                median(m.ttft_ms for m in own),
+                {"median": median(rates), "min": min(rates), "max": max(rates)} if rates else None,
+                median(m.ttft_ms for m in own) if own else None,
                 ratio_interval(amounts(name), amounts(names[0]), seed),
-                sum(_same(m.ids, reference[m.prompt, m.repeat]) for m in own) / len(own),
+                sum(same) / len(same) if same else None,
+                sum(m.contender == name and m.error is not None for m in made),
             )
         )
     return rows
@@ -142,7 +168,7 @@ def running_contenders(
     """All contenders, the plain loop first, and the edge of those that are ours."""
     from ecd.engine.llama import BUILT_WITH_AMX
 
-    of_edge = [Variant(mode, ROUNDS_K if mode is Mode.ROUNDS else None) for mode in USUAL_MODES]
+    of_edge = [Variant(mode, USUAL_K if mode is Mode.ROUNDS else None) for mode in USUAL_MODES]
     flags = ("--threads", str(threads), "--sessions", "1")
     contenders: list[Contender] = [PlainLoop(model, threads)]
     with contextlib.ExitStack() as stack:
@@ -164,6 +190,13 @@ def running_contenders(
         yield [*contenders, *(Edge(edge.socket, variant) for variant in of_edge)], edge
 
 
+def _formula(edge: DaemonProcess) -> Colocated | None:
+    try:
+        return colocated_of(edge.call("stats")["conditions"])
+    except EcdError:
+        return None  # it is gone, and its requests say so
+
+
 def colocated_of(conditions: Mapping[str, Any]) -> Colocated | None:
     """What the formula gives for an edge's `conditions`; None while something is not measured."""
     numbers = [conditions[name] for name in ("draft_ms", "step_ms", "slope", "acceptance")]
@@ -178,11 +211,12 @@ def table(rows: Sequence[Standing], formula: Colocated | None, threads: int) -> 
     ]
     for row in rows:
         rate, ratio = row.tokens_per_s, row.ratio
-        spread = f"{rate['median']:7.2f} ({rate['min']:.2f} - {rate['max']:.2f})"
+        spread = f"{rate['median']:7.2f} ({rate['min']:.2f} - {rate['max']:.2f})" if rate else ""
+        ttft = "" if row.ttft_ms is None else f"{row.ttft_ms:.0f}"
+        same = "" if row.same_text is None else f"{row.same_text:.0%}"
+        failed = f"   {row.failed} failed" if row.failed else ""
         compared = f"{ratio.median:.2f} ({ratio.lo:.2f} - {ratio.hi:.2f})" if ratio else ""
-        lines.append(
-            f"{row.name:<{width}}   {spread:<25} {compared:<25} {row.ttft_ms:>7.0f}   {row.same_text:>9.0%}"
-        )
+        lines.append(f"{row.name:<{width}}   {spread:<25} {compared:<25} {ttft:>7}   {same:>9}{failed}")
     resampled = {row.ratio.resampled for row in rows if row.ratio}
     lines += [
         "",
@@ -220,7 +254,8 @@ def peers(
 ) -> None:
     """Compare ecd on one machine with llama.cpp's own server and a plain loop; greedy, interleaved.
 
-    The same model files, threads and token ids for all. Nothing is emulated, and there is no link.
+    The same model files, threads and token ids for all. Nothing is emulated, and there is no link. A request
+    that fails is counted; Ctrl-C ends it early and reports what there is.
     """
     from ecd.engine.llama import LlamaModel
     from ecd.models.fetch import resolve
@@ -241,11 +276,22 @@ def peers(
             contender.answer(questions[0], WARM_UP_TOKENS)
         made = measure_all(contenders, questions, max_tokens=max_tokens, repeats=repeat, seed=seed)
         planned = len(contenders) * len(questions) * repeat
-        with click.progressbar(made, length=planned, label="requests", show_pos=True, file=sys.stderr) as bar:
-            measurements = list(bar)
-        formula = colocated_of(edge.call("stats")["conditions"])
-    rows = standings(measurements, [contender.name for contender in contenders], seed)
+        measurements = list[Measurement]()
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            interruptible(),
+            click.progressbar(made, length=planned, label="requests", show_pos=True, file=sys.stderr) as bar,
+        ):
+            for measurement in bar:
+                measurements.append(measurement)
+        formula = _formula(edge)
+    kinds = [question.kind for question in questions]
+    rows = standings(measurements, [contender.name for contender in contenders], kinds, seed)
     click.echo(f"{describe_machine()}\n\n{table(rows, formula, threads)}")
+    failed = [measurement for measurement in measurements if measurement.error is not None]
+    if failed or len(measurements) < planned:
+        first = f", the first with: {failed[0].error}" if failed else ""
+        click.echo(f"{len(measurements)} of {planned} requests made, {len(failed)} failed{first}", err=True)
     if out:
         save(
             out,
@@ -254,5 +300,6 @@ def peers(
             draft=draft,
             threads=threads,
             colocated=asdict(formula) if formula else None,
+            planned=planned,
             answers=[asdict(measurement) for measurement in measurements],
         )

@@ -1,4 +1,4 @@
-"""Data that comes with the package: prompts, traces and pace profiles, by name.
+"""Data that comes with the package: prompts, traces, pace profiles and shapes of models, by name.
 
 Owns where they lie. Must not know what is in them.
 """
@@ -8,7 +8,7 @@ from typing import Literal
 
 from ecd.errors import BadRequest
 
-Kind = Literal["prompts", "traces", "profiles"]
+Kind = Literal["prompts", "traces", "profiles", "shapes"]
 
 
 def find_file(kind: Kind, name: str) -> Path:

@@ -9,7 +9,6 @@ than 0.2 % of its rate in a simulation.
 """
 
 import contextlib
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +16,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ecd.client import BlockingClient
-from ecd.errors import DaemonError, EcdError
+from ecd.errors import EcdError
+from ecd.lab.asking import ask
+from ecd.lab.interrupt import interruptible
 from ecd.lab.pair import COSTS, Pair
 from ecd.lab.rig import Rig, running_rig
 from ecd.lab.runs import (
@@ -28,7 +28,6 @@ from ecd.lab.runs import (
     Measured,
     Mode,
     Objective,
-    Reception,
     Run,
     Variant,
     WarmUp,
@@ -64,11 +63,8 @@ def measure(
         variants = {rtt_ms: list(_variants(campaign, rtt_ms, pair, warm)) for rtt_ms in campaign.rtts_ms}
         kinds = [asking.kind for asking in pair.askings]
         cells = schedule(variants, kinds, campaign.repeats, campaign.seed)
-        # Also where a shell has started this in the background, which makes it deaf to Ctrl-C.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
         try:
-            with progress(cells) as shown:
+            with interruptible(), progress(cells) as shown:
                 read = None
                 for cell in shown:
                     asking = pair.askings[cell.prompt]
@@ -132,24 +128,15 @@ def _answered(
 ) -> Run:
     edge = rig.edges[cell.rtt_ms]
     before = edge.call("stats"), rig.cloud.call("stats")
-    reception, result = Reception(), dict[str, Any]()
-    with BlockingClient(edge.socket) as client:
-        started_s = time.perf_counter()
-        for event in client.stream(
-            asking.prompt,
-            temperature=asking.temperature,
-            seed=asking.seed,
-            max_tokens=max_tokens,
-            **cell.variant.arguments(objective, kv_cache=kv_cache),
-        ):
-            match event["event"]:
-                case "text":
-                    reception.text(time.perf_counter() - started_s, len(event["ids"]))
-                case "done":
-                    result = event
+    reception, result = ask(
+        edge.socket,
+        asking.prompt,
+        temperature=asking.temperature,
+        seed=asking.seed,
+        max_tokens=max_tokens,
+        **cell.variant.arguments(objective, kv_cache=kv_cache),
+    )
     after = edge.call("stats"), rig.cloud.call("stats")
-    if not reception.at_s:
-        raise DaemonError("the answer had no text")
     stats = result["stats"]
     return Run(
         cell,

@@ -69,6 +69,10 @@ class HintWeights(NamedTuple):
     weights: bytes
 
 
+# A patience without end: strict rounds.
+ENDLESS_US = (1 << 32) - 1
+
+
 class Pace(NamedTuple):
     """How long the cloud may hold a step back, and how many hints it then waits for."""
 

@@ -69,8 +69,8 @@ class Talk:
     def tokens(self, ids: bytes, finish: Finish = Finish.NONE, **changes: Any) -> None:
         logprobs = tuple(told(token) for token in ids)
         base = len(self.answer.generation.tokens)
-        given: dict[str, Any] = {"finish": finish, "logprobs": logprobs} | changes
-        self.receive(Tokens(1, base, tuple(ids), 0, 0, 900, **given))
+        given: dict[str, Any] = {"step_us": 900, "finish": finish, "logprobs": logprobs} | changes
+        self.receive(Tokens(1, base, tuple(ids), 0, 0, **given))
 
     def receive(self, message: Any) -> None:
         self.service.on_event(self.uplink, Received(message, 30))

@@ -9,16 +9,16 @@ from ecd.edge.commands import Command, Send
 from ecd.edge.drafter import DraftTask
 from ecd.edge.generation import Generation
 from ecd.edge.pacing import Conditions, Objective, Pace, Pacer
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import Request
 from ecd.edge.survival import Survival
 from ecd.sampling import Guess, Sampling
-from ecd.wire.messages import Draft, Finish, Open, Tokens
+from ecd.wire.messages import ENDLESS_US, Draft, Finish, Open, Tokens
 
 PROMPT = (90, 91, 92)
 GREEDY = Sampling()
 # A step of 100 ms, hints that cost nothing, 1050 ms there and back: what leaves now comes between two steps.
 CONDITIONS = Conditions(rtt_s=1.05, jitter_s=0.0, draft_s=0.01, step_s=0.1, token_s=0.0)
-ROUNDS = {"patience_us": MAX_PATIENCE_US, "hint_tokens": 3, "ahead": 3}
+ROUNDS = {"patience_us": ENDLESS_US, "hint_tokens": 3, "ahead": 3}
 
 
 @dataclass

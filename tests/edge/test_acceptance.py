@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.edge.acceptance import BUCKETS, Acceptance, DecayedRate
+from ecd.decayed_rate import DecayedRate
+from ecd.edge.acceptance import BUCKETS, Acceptance
 
 confidences = st.floats(0, 1)
 

@@ -150,6 +150,19 @@ async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
     assert status_told(Talk().service, "draft")["clouds"] == {}
 
 
+async def test_what_pacing_goes_by_is_told_for_each_cloud_and_for_the_best_one() -> None:
+    talk = TwoClouds()
+    for cloud, rtt_s in ((talk.here, 0.01), (talk.there, 0.2)):
+        talk.service.meters.told(cloud, rtt_s, 0.0, {"max_verify": 4})
+    told = stats_told(talk.service)
+    of_clouds = {key: each["conditions"]["rtt_ms"] for key, each in told["clouds"].items()}
+    assert of_clouds == {talk.here.key: 10.0, talk.there.key: 200.0}
+    best = talk.uplinks.shown
+    assert best is not None
+    assert told["conditions"] == told["clouds"][best.key]["conditions"]
+    assert stats_told(Talk().service)["clouds"] == {}
+
+
 async def test_bytes_per_token_are_of_all_tokens_whose_bytes_are_counted() -> None:
     talk = Talk()
     assert stats_told(talk.service)["wire_bytes_per_token"] == 0

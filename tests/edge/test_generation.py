@@ -10,11 +10,11 @@ from ecd.cloud.session import Session, Vocabulary
 from ecd.edge.commands import Emit, Finished, Send
 from ecd.edge.generation import Phase
 from ecd.edge.pacing import Pace
-from ecd.edge.request import MAX_PATIENCE_US, UNSURE
+from ecd.edge.request import UNSURE
 from ecd.errors import ProtocolError
 from ecd.logprobs import TokenLogprobs
 from ecd.sampling import Guess, Rule, Sampling, Verdict
-from ecd.wire.messages import Draft, Finish, Open, Origin
+from ecd.wire.messages import ENDLESS_US, Draft, Finish, Open, Origin
 from ecd.wire.messages import Pace as WirePace
 
 # --- opening
@@ -71,10 +71,10 @@ def test_without_a_drafter_the_cloud_is_not_asked_to_wait(changes: dict[str, Any
 def test_nobody_waits_for_an_edge_that_still_reads_the_prompt() -> None:
     talk = Talk(pace=Pace(16, gather=2, patience_s=math.inf))
     assert opening(talk.open()).pace == WirePace(0, 1)
-    assert [draft.pace for draft in drafts(talk.draft(1, 2))] == [WirePace(MAX_PATIENCE_US, 2)]
+    assert [draft.pace for draft in drafts(talk.draft(1, 2))] == [WirePace(ENDLESS_US, 2)]
     talk.g.lost()
     again = talk.open(stream=2)
-    assert opening(again[:1]).pace == WirePace(MAX_PATIENCE_US, 2), "it has drafted before"
+    assert opening(again[:1]).pace == WirePace(ENDLESS_US, 2), "it has drafted before"
 
 
 def test_guesses_drafted_before_the_link_was_there_go_with_the_opening() -> None:
@@ -292,7 +292,7 @@ def test_the_cloud_is_told_when_drafting_ends() -> None:
 
 def test_a_cloud_that_forked_meanwhile_does_not_wait_for_a_drafter_that_failed() -> None:
     """It cannot take the empty DRAFT for its new line, so its patience must end with it too."""
-    talk = Talk(patience_us=MAX_PATIENCE_US, hint_tokens=2, ahead=2)
+    talk = Talk(patience_us=ENDLESS_US, hint_tokens=2, ahead=2)
     session = Session.of(
         opening(talk.open()), Vocabulary(100, frozenset(), lambda token: b"x"), max_ahead=64, now=0.0
     )

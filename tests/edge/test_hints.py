@@ -11,9 +11,8 @@ from ecd.cloud.session import Session, Vocabulary
 from ecd.edge.departure import last_moment
 from ecd.edge.hints import AT_ONCE
 from ecd.edge.pacing import Objective, Pace
-from ecd.edge.request import MAX_PATIENCE_US
 from ecd.sampling import Guess, Verdict
-from ecd.wire.messages import Draft
+from ecd.wire.messages import ENDLESS_US, Draft
 from ecd.wire.messages import Pace as WirePace
 
 # --- frames, where the request fixes them
@@ -42,7 +41,7 @@ def test_gathered_hints_that_were_committed_meanwhile_are_not_sent() -> None:
 
 def test_strict_rounds_send_exactly_k_and_wait() -> None:
     talk = Talk(pace=Pace(16), **ROUNDS)
-    assert opening(talk.open()).pace == WirePace(MAX_PATIENCE_US, 3)
+    assert opening(talk.open()).pace == WirePace(ENDLESS_US, 3)
     for first in (1, 11, 21):
         assert hints(talk.at(talk.now + 5).draft(first, first + 1)) == []
         assert talk.g.next_timer() is None, "the cloud does not go on without them"
@@ -65,7 +64,7 @@ def test_strict_rounds_draft_on_however_unlikely_the_guesses_are() -> None:
 
 
 def test_a_cloud_that_waits_for_more_gets_what_is_missing() -> None:
-    talk = Talk(patience_us=MAX_PATIENCE_US, hint_tokens=3, ahead=9)
+    talk = Talk(patience_us=ENDLESS_US, hint_tokens=3, ahead=9)
     talk.open()
     talk.draft(1, 2, 3)
     assert hints(talk.commit(1, accepted=1)) == []
@@ -221,7 +220,7 @@ def overtaken(talk: Talk) -> list[Draft]:
 def test_a_cloud_that_is_always_ahead_is_asked_to_wait() -> None:
     talk = slow()
     (draft,) = overtaken(talk)
-    assert draft == Draft(1, 4, 4, (2,), pace=WirePace(MAX_PATIENCE_US, 2)), "a token of its own carries it"
+    assert draft == Draft(1, 4, 4, (2,), pace=WirePace(ENDLESS_US, 2)), "a token of its own carries it"
     assert overtaken(talk) == [], "once"
 
 
@@ -248,7 +247,7 @@ def test_nobody_is_asked_to_wait_where_nobody_need(pace: Pace) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "patience_us"),
-    [(Objective.COST, MAX_PATIENCE_US), (Objective.BALANCED, 0), (Objective.LATENCY, 0)],
+    [(Objective.COST, ENDLESS_US), (Objective.BALANCED, 0), (Objective.LATENCY, 0)],
 )
 def test_cost_begins_with_patience(objective: Objective, patience_us: int) -> None:
     """Before anything is measured; not before the first guess, while the prompt is read."""

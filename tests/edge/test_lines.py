@@ -47,6 +47,22 @@ def test_a_line_knows_where_it_ends_what_is_unsent_and_how_likely_it_is() -> Non
     assert line.reach == pytest.approx(0.45)
 
 
+def test_copies_are_those_that_the_line_still_ends_with() -> None:
+    acceptance, lines = Acceptance(), Lines(FIRST, Acceptance())
+    copies = [Guess(token, 0.8, "lookup") for token in (2, 3, 4)]
+    lines.main.extend([*guesses(1), *copies], acceptance)
+    assert lines.main.copied == 3
+    lines.settle(1)
+    lines.settle(2)
+    assert lines.main.copied == 2, "what is committed is in the record already"
+    lines.unsend(1)
+    assert lines.main.copied == 1
+    lines.main.extend([Guess(9, 0.8, "lookup")], acceptance)
+    assert lines.main.chances[-1] == acceptance.copy_rate(None, 0.8, 1)
+    lines.main.extend(guesses(5), acceptance)
+    assert lines.main.copied == 0
+
+
 def test_a_guess_that_is_hardly_reached_is_not_worth_making() -> None:
     line = Line(FIRST)
     while line.worth_going_on(model=True):

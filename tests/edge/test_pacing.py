@@ -288,6 +288,14 @@ def test_before_anything_is_measured_it_does_as_told() -> None:
     assert pacer().pace(None, 0, 64, UNSURE) is UNSURE
 
 
+def test_another_cloud_verifies_as_many_hints_as_it_takes() -> None:
+    pacer = Pacer(Objective.COST, Survival(100.0), max_verify=16)
+    conditions = Conditions(rtt_s=0.0, jitter_s=0.0, draft_s=0.002, step_s=0.03, token_s=0.0)
+    before = pacer.pace(conditions, 0, 64, UNSURE)
+    pacer.at_cloud(2)
+    assert before.gather > pacer.pace(conditions, 0, 64, UNSURE).gather <= 2
+
+
 def test_it_drafts_while_that_pays() -> None:
     pace = pacer().pace(USUAL, 0, 64, UNSURE)
     assert pace.send

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from talk import CONDITIONS, Talk, copied
 
-from ecd.edge.acceptance import Acceptance, DecayedRate
+from ecd.decayed_rate import DecayedRate
+from ecd.edge.acceptance import Acceptance
 from ecd.edge.answer import Answer
 from ecd.edge.meter import Meter
 from ecd.edge.pacing import Forecast, Pace
@@ -47,11 +48,11 @@ def test_an_edge_that_has_measured_nothing_says_so() -> None:
 def test_conditions_are_in_milliseconds() -> None:
     survival = Survival(64.0)
     survival.settle(0, True)
-    meter = Meter(0.05, 0.002, 0.005, 0.03, 0.0006, max_verify=8, alone=False)
+    meter = Meter(0.05, 0.002, 0.005, 0.03, 0.0006, max_verify=8, sole=False)
     told = conditions_told(meter, survival)
     assert [told[name] for name in ("rtt_ms", "jitter_ms", "draft_ms", "step_ms")] == [50, 2, 5, 30]
     assert told["slope"] == pytest.approx(0.02)
-    assert (told["max_verify"], told["alone"], told["acceptance"]) == (8, False, 1.0)
+    assert (told["max_verify"], told["sole"], told["acceptance"]) == (8, False, 1.0)
     assert tuple(told["places"]) == GROUP_NAMES
 
 
@@ -101,4 +102,4 @@ def test_how_many_tokens_came_while_it_was_quiet_or_probing() -> None:
     talk.commit(5, 6)
     tally = talk.g.tally
     assert (tally.quiet_tokens, tally.probing_tokens) == (3, 1)
-    assert CONDITIONS.alone
+    assert CONDITIONS.sole

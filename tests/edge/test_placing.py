@@ -184,7 +184,7 @@ async def test_each_answer_has_the_round_trip_of_its_own_cloud() -> None:
     assert second.cloud is talk.there
     assert (talk.answer.rtt_ms, second.rtt_ms) == (None, 12.0)
     talk.tokens(b"a", logprobs=None)
-    assert talk.service.meter.rtt_s == 0.01
+    assert talk.service.meters.every.rtt_s == 0.01
 
 
 async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
@@ -195,3 +195,30 @@ async def test_a_request_must_fit_the_largest_cloud_and_goes_there() -> None:
         assert talk.service.start(Request(PROMPT, Sampling(), 48)).cloud is talk.there
     with pytest.raises(ContextOverflow, match="cloud's context of 50"):
         talk.service.start(Request(PROMPT, Sampling(), 49))
+
+
+async def test_an_answer_is_paced_for_the_steps_of_the_cloud_that_it_is_opened_at() -> None:
+    talk = TwoClouds()
+    for cloud, max_verify in ((talk.here, 4), (talk.there, 9)):
+        talk.service.meters.told(cloud, 0.01, 0.0, {"max_verify": max_verify})
+    second = talk.service.start(Request(PROMPT, Sampling(), 20))
+    assert second.cloud is talk.there
+    assert second.generation.pacer.max_verify == 9
+    talk.reset(Code.BUSY)
+    assert talk.answer.cloud is talk.there
+    assert talk.answer.generation.pacer.max_verify == 9
+
+
+async def test_the_first_step_on_a_stream_reads_text_and_tells_no_step_time() -> None:
+    talk = TwoClouds()
+    meters = talk.service.meters
+    talk.tokens(b"a", logprobs=None, step_us=800_000)
+    assert meters.at(talk.here).step_s is None
+    talk.tokens(b"b", logprobs=None, step_us=30_000)
+    assert meters.at(talk.here).step_s == 0.03
+    talk.reset(Code.BUSY)
+    assert talk.now_there().committed == tuple(b"ab")
+    talk.tokens(b"c", logprobs=None, step_us=800_000)
+    assert meters.at(talk.there).step_s == 0.03, "what other clouds take is the first guess"
+    talk.tokens(b"d", logprobs=None, step_us=50_000)
+    assert meters.at(talk.there).step_s == pytest.approx(0.032)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ecd.lab.bootstrap import Resampled
 from ecd.lab.contenders import Question, Reply
 from ecd.lab.peers import Measurement, colocated_of, measure_all, peers, standings, table
 from ecd.lab.plan import colocated
@@ -41,7 +42,7 @@ def made(name: str, seconds: float, ids: tuple[int, ...] = (1, 2)) -> list[Measu
 
 def test_ratios_are_to_the_first_and_texts_are_compared_with_its() -> None:
     measurements = made("plain", 2.0) + made("fast", 1.0, ids=(1,)) + made("other", 4.0, ids=(1, 3))
-    plain, fast, other = standings(measurements, ["plain", "fast", "other"], seed=0)
+    plain, fast, other = standings(measurements, ["plain", "fast", "other"], ["code"] * 3, seed=0)
     assert fast.tokens_per_s == {"median": 30.0, "min": 30.0, "max": 30.0}
     assert [row.ratio.median for row in (plain, fast, other) if row.ratio] == [1.0, 2.0, 0.5]
     # (1,) lacks only the token that ends (1, 2).
@@ -51,6 +52,44 @@ def test_ratios_are_to_the_first_and_texts_are_compared_with_its() -> None:
     assert "1 thread." in text
     assert "resamples of repeats within each prompt" in text
     assert "times the target alone" in text
+
+
+def test_what_fails_is_counted_and_the_rest_is_kept() -> None:
+    def refused(question: Question, max_tokens: int) -> Reply:
+        raise ConnectionRefusedError("nobody is there")
+
+    def silent(question: Question, max_tokens: int) -> Reply:
+        return Reply((), Reception())
+
+    contenders = [Fake(name, []) for name in ("plain", "gone", "mute")]
+    contenders[1].answer, contenders[2].answer = refused, silent  # type: ignore[method-assign]
+    made = list(measure_all(contenders, QUESTIONS, max_tokens=3, repeats=1, seed=1))
+    assert {m.contender: m.error for m in made} == {
+        "plain": None,
+        "gone": "nobody is there",
+        "mute": "the answer had no text",
+    }
+    rows = standings(made, ["plain", "gone", "mute"], [q.kind for q in QUESTIONS], seed=0)
+    assert [row.failed for row in rows] == [0, 6, 6]
+    assert rows[0].tokens_per_s is not None
+    assert (rows[1].tokens_per_s, rows[1].ratio, rows[1].ttft_ms, rows[1].same_text) == (None,) * 4
+    assert table(rows, None, threads=1).count("6 failed") == 2
+    # Nor is anything lost where nobody answered at all.
+    assert [row.tokens_per_s for row in standings([], ["plain"], ["code"], seed=0)] == [None]
+
+
+def test_prompts_are_resampled_within_their_classes() -> None:
+    kinds = ["code", "code", "chat", "chat"]
+    made = [
+        Measurement(name, n, 0, 30, seconds[kinds[n] == "chat"], 40.0, (1,))
+        for name, seconds in (("plain", (1.0, 4.0)), ("fast", (0.5, 4.0)))
+        for n in range(4)
+    ]
+    _, fast = standings(made, ["plain", "fast"], kinds, seed=0)
+    assert fast.ratio is not None
+    assert fast.ratio.resampled == Resampled.OF_CLASSES
+    # Prompts of a class are alike here, so that nothing is in doubt.
+    assert fast.ratio.lo == fast.ratio.hi == pytest.approx(10 / 9)
 
 
 def test_the_formula_needs_all_conditions() -> None:

@@ -3,11 +3,12 @@
 from hypothesis import strategies as st
 
 from ecd.edge.pacing import Objective
-from ecd.edge.request import MAX_PATIENCE_US, Request
+from ecd.edge.request import Request
 from ecd.errors import Code
 from ecd.sampling import Rule, Sampling
 from ecd.wire.frames import encode_frame, id_width
 from ecd.wire.messages import (
+    ENDLESS_US,
     Alternate,
     Commit,
     Draft,
@@ -30,9 +31,7 @@ from tests.toy import NEVER_ENDING, SIZE
 STREAM_NUMBERS = st.sampled_from([1, 1, 2, 2, 3, 4, 5, 9])
 IDS = st.lists(st.integers(0, SIZE + 1), max_size=6).map(tuple)
 MAX_AHEADS = st.sampled_from([1, 8, 20, 20])
-PACES = st.builds(
-    Pace, st.sampled_from([0, 2000, 500_000, MAX_PATIENCE_US, MAX_PATIENCE_US]), st.integers(0, 5)
-)
+PACES = st.builds(Pace, st.sampled_from([0, 2000, 500_000, ENDLESS_US, ENDLESS_US]), st.integers(0, 5))
 REQUESTS = st.builds(
     Request,
     prompt=st.lists(st.integers(0, 6), min_size=1, max_size=8).map(tuple),
@@ -50,7 +49,7 @@ REQUESTS = st.builds(
     alternates=st.booleans(),
     objective=st.sampled_from(Objective),
     ahead=st.none() | st.integers(0, 8),
-    patience_us=st.none() | st.sampled_from([0, 2000, MAX_PATIENCE_US]),
+    patience_us=st.none() | st.sampled_from([0, 2000, ENDLESS_US]),
     hint_tokens=st.none() | st.integers(1, 4),
 )
 HOSTILE_DRAFTS = st.builds(

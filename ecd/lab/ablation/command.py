@@ -5,7 +5,6 @@ Owns what is asked for and the order of work. What is measured and how it is jud
 
 import json
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,8 @@ from ecd.lab.ablation.records import Records, left, open_records, schedule
 from ecd.lab.ablation.running import Agreed, converse, running_pairs
 from ecd.lab.ablation.summary import experiments_of
 from ecd.lab.bootstrap import Resampled, describe
-from ecd.lab.host import describe_machine, memory_gib, versions
+from ecd.lab.host import describe_machine, versions
+from ecd.lab.interrupt import interruptible
 from ecd.lab.options import MS, REPEATS, SEED, TOKENS, FiniteFloatRange, listed
 from ecd.lab.page import check_matplotlib
 from ecd.lab.shipped import find_file
@@ -104,7 +104,7 @@ def ablate(
     report = {
         "target": str(base["cloud"].get("model")),
         "draft": str(base["edge"].get("model")),
-        "machine": {"cpu": describe_machine(), "memory_gib": memory_gib()},
+        "machine": describe_machine(),
         "versions": versions(),
         "command": shlex.join(["ecd", *sys.argv[1:]]),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -184,11 +184,11 @@ def _have_all(
     missing = sum(map(len, orders))
     total = repeats * len(names) * len(conversations)
     label = "conversations" if missing == total else f"{total - missing} of {total} there already"
-    # Also where a shell has started this in the background, which makes it deaf to Ctrl-C.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     try:
-        with click.progressbar(length=missing, label=label, show_pos=True, file=sys.stderr) as bar:
+        with (
+            interruptible(),
+            click.progressbar(length=missing, label=label, show_pos=True, file=sys.stderr) as bar,
+        ):
             for order in filter(None, orders):
                 asked_for = {asked.condition for asked in order}
                 wanted = [condition for condition in conditions if condition.name in asked_for]

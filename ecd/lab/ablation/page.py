@@ -160,7 +160,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     experiments = report["experiments"]
     facts = {
         "pair": f"{report['draft']} for {report['target']}",
-        "machine": f"{report['machine']['cpu']}, {report['machine']['memory_gib']:g} GiB",
+        "machine": report["machine"],
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "command": report["command"],
         "written": report["written"],

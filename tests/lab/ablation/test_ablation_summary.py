@@ -131,7 +131,7 @@ def test_the_same_text_is_that_of_the_same_repeat_and_turn() -> None:
 
 def report_of(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "target": "big", "draft": "small", "machine": {"cpu": "a cpu", "memory_gib": 8.0},
+        "target": "big", "draft": "small", "machine": "a cpu, 8 GiB",
         "versions": {"ecd": "0"},
         "command": "ecd ablate", "written": "now", "rtt_ms": 20.0, "prompts_file": "tasks",
         "conversations": 2, "repeats": 1, "failed": 1, "intervals": "95 %", "experiments": found,
