@@ -256,6 +256,10 @@ class Connection:
             self._frame_began = now
         return self._take_events()
 
+    def heard(self, now: float) -> None:
+        """Bytes of the peer are there that are taken later: it is not silent."""
+        self._heard_at = now
+
     def timeout(self, now: float) -> list[Event]:
         """Does what is due at `now`; call it when `next_timer` says so."""
         if self.state is State.CLOSED:
