@@ -17,8 +17,9 @@ ROOT = b""
 def blocks(tokens: Sequence[int], start: int = 0, before: bytes = ROOT) -> Iterator[tuple[bytes, bytes]]:
     """Of each whole block of the tokens from `start` on, in order: its hash, and the block as bytes.
 
-    `before`: the hash of all before `start`, which is a multiple of BLOCK_TOKENS. A block's hash covers all tokens up to its end: it is the SHA-256 of the hash before it and of its tokens,
-    each a u32 in big-endian byte order.
+    `before`: the hash of all before `start`, which is a multiple of BLOCK_TOKENS. A block's hash covers all
+    tokens up to its end: it is the SHA-256 of the hash before it and of its tokens, each a u32 in big-endian
+    byte order.
     """
     for first in range(start, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         packed = _BLOCK.pack(*tokens[first : first + BLOCK_TOKENS])

@@ -280,7 +280,11 @@ async def test_what_a_tenant_makes_the_log_say_is_limited_and_told_as_a_number(
     ended = [record for record in told if record.message.startswith("session ended")]
     assert 1 < len(ended) < 5 + 5 * (took + 1)
     assert re.search(r"\d+ lines about the tenant 'guest' were left out", caplog.text)
-    (other,) = [each for each in caplog.records if getattr(each, "tenant", "") == "berlin" and each.args[0] == "length"]
+    (other,) = [
+        each
+        for each in caplog.records
+        if getattr(each, "tenant", "") == "berlin" and each.args[0] == "length"
+    ]
     assert other.message.startswith("session ended: length")
 
 

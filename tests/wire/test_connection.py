@@ -19,6 +19,7 @@ from ecd.wire.connection import (
     HANDSHAKE_FRAMES,
     HANDSHAKE_ITEMS,
     MAJOR,
+    MAX_PONG_BYTES,
     MAX_REASON_CHARACTERS,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
@@ -601,6 +602,19 @@ class TestKeepAlive:
         talk.now = 9.0
         talk.hear(Pong(0, 1, {}))
         assert talk.connection.rtt.smoothed_s == 1.0
+
+    @pytest.mark.parametrize("role", Role)
+    def test_a_pong_that_tells_too_much_ends_the_connection(self, role: Role) -> None:
+        talk = connected(role)
+
+        def pong(size: int) -> Pong:
+            around = len(frame(Pong(0, 1, {"told": "x" * 4000}))) - 4000
+            return Pong(0, 1, {"told": "x" * (size - around)})
+
+        assert talk.hear(pong(MAX_PONG_BYTES)) == []
+        assert talk.connection.peer_load == pong(MAX_PONG_BYTES).load
+        told = talk.hear(pong(MAX_PONG_BYTES + 1))
+        assert_failed(talk, told, Code.PROTOCOL, "a PONG of 4097 bytes is over the limit of 4096")
 
     def test_an_answered_ping_makes_older_ones_void(self) -> None:
         talk = connected(Role.CLOUD, silence_s=100.0)
