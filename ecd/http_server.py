@@ -41,8 +41,7 @@ LAST_WRITES_S = 2
 class BoundedProtocol(H11Protocol):
     """uvicorn's, on the parser that has a limit for heads: beyond it, it answers 400 and closes.
 
-    Closes connections that are too many, those that ask for nothing, and at a Unix socket those of others than
-    this process's user and root.
+    Closes connections that are too many, those that ask for nothing, and other users' at a Unix socket.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,7 +1,8 @@
 """The form of a daemon's log: lines of text for people, or a JSON object a line for machines.
 
 Owns the form, the names of what a line is about, and how many lines others may cause. A line about a
-connection or a session says which in `extra=`. Sessions have the numbers of `ecdctl sessions`; connections count from 1 since the daemon started.
+connection or a session says which in `extra=`. Sessions have the numbers of `ecdctl sessions`; connections
+count from 1 since the daemon started.
 """
 
 import json

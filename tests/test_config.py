@@ -397,7 +397,11 @@ def test_a_hand_over_without_a_token_is_warned_of_on_loopback_too() -> None:
 @pytest.mark.parametrize(
     ("mode", "settings", "said"),
     [
-        (0o644, "token: ecd_x", "holds `token` and others than its owner could read or change it (mode 0644)"),
+        (
+            0o644,
+            "token: ecd_x",
+            "holds `token` and others than its owner could read or change it (mode 0644)",
+        ),
         (0o660, "http: {api_keys: [a-key-that-is-long-enough]}", "holds `http.api_keys` and others"),
         (0o640, "token: ecd_x", None),
         (0o600, "token: ecd_x", None),

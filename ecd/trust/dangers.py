@@ -1,5 +1,5 @@
-"""What settings leave open. To other machines: that is refused, or with `insecure` warned of at each start. To
-others on this one: that is warned of.
+"""What settings leave open: to other machines, which is refused or with `insecure` warned of at each start;
+to others on this one, which is warned of.
 
 Owns what counts as a danger, and what is said of it: each a sentence with what to do instead. Pure.
 """
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ecd.addresses import is_loopback, split_address
-from ecd.trust.files import FORBIDDEN_MODE
 from ecd.trust.settings import CloudTls, EdgeTls
+
+# What others than its owner may not do with a file that holds secrets; the group may read it.
+FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
 def refuse(dangers: Sequence[str], insecure: bool) -> None:
