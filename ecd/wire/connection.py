@@ -258,9 +258,11 @@ class Connection:
             self._frame_began = now
         return self._take_events()
 
-    def heard(self, now: float) -> None:
-        """Bytes of the peer are there that are taken later: it is not silent."""
+    def not_heard(self, now: float) -> None:
+        """Until now nobody listened to the peer: it was neither silent nor late with the rest of a frame."""
         self._heard_at = now
+        if self._frame_began is not None:
+            self._frame_began = now
 
     def timeout(self, now: float) -> list[Event]:
         """Does what is due at `now`; call it when `next_timer` says so."""

@@ -227,14 +227,15 @@ class Link(asyncio.Protocol):
 
     # -- inside
 
-    def _read_on(self) -> None:
+    def _read_on(self, waited: bool = False) -> None:
         """Takes a piece of what came, and leaves the rest, and all further reading, for when it may go on."""
         paused, self._reading_on = self._reading_on is not None, None
         self.toll(self, 0, 0)
-        # It has spoken, whenever that is listened to.
-        self.connection.heard(monotonic())
-        events, self._held_back = self._held_back, []
-        self._after(events)
+        if waited:
+            self.connection.not_heard(monotonic())
+        if self._held_back:
+            events, self._held_back = self._held_back, []
+            self._after(events)
         if self._unread and not self._held_back and not self.wait_s(self):
             piece, self._unread = self._unread[:FAIR_BYTES], self._unread[FAIR_BYTES:]
             frames = self.connection.frames_in
@@ -247,7 +248,7 @@ class Link(asyncio.Protocol):
             if not paused:
                 # uvloop would read on and on from a peer that floods.
                 self._transport.pause_reading()
-            self._reading_on = self._loop.call_later(wait_s, self._read_on)
+            self._reading_on = self._loop.call_later(wait_s, self._read_on, wait_s > 0)
         elif paused:
             self._transport.resume_reading()
 

@@ -566,6 +566,15 @@ class TestKeepAlive:
         assert talk.after(5.9) == []
         assert_failed(talk, talk.after(0.2), Code.TIMEOUT, "silent for 6 s")
 
+    def test_a_peer_that_was_not_listened_to_is_neither_silent_nor_late(self) -> None:
+        talk = connected(Role.CLOUD, ping_interval_s=1000.0, silence_s=6.0)
+        talk.connection.receive(frame(Ping(0, 1))[:3], talk.now)
+        for _ in range(int(3 * FRAME_S / 5)):
+            talk.now += 5.0
+            talk.connection.not_heard(talk.now)
+            assert talk.after(0.0) == []
+        assert_failed(talk, talk.after(6.1), Code.TIMEOUT, "silent for 6 s")
+
     def test_smooths_the_round_trip_time_as_rfc_6298_does(self) -> None:
         talk = Talk(replace(CLOUD, ping_interval_s=10.0, silence_s=1000.0))
         talk.hear(HELLO)
