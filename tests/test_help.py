@@ -13,6 +13,7 @@ import pytest
 
 from ecd import cli, ctl
 from ecd.errors import BadRequest
+from ecd.lab.ablation.command import ablate
 from ecd.lab.bench import bench
 from ecd.lab.soak import soak
 from ecd.options import EXIT_STATUS, run_program
@@ -33,11 +34,11 @@ def helped(command: click.Command, name: str) -> list[str]:
         return command.get_help(context).splitlines()
 
 
-# `ecd bench` and `ecd soak` are handed their arguments whole, and do not know what these are.
+# Commands of `ecd` that are handed their arguments whole, and do not know what these are.
+HANDED: dict[str, click.Command] = {"ablate": ablate, "bench": bench, "soak": soak}
 ALL = [
     *(each for name, program in PROGRAMS.items() for each in commands(program, name)),
-    *commands(bench, "ecd bench"),
-    *commands(soak, "ecd soak"),
+    *(each for name, command in HANDED.items() for each in commands(command, f"ecd {name}")),
 ]
 
 
@@ -73,7 +74,7 @@ def test_examples_in_the_help_are_of_commands_and_options_that_exist(
         options = {o for option in known.params for o in (*option.opts, *option.secondary_opts)}
         for word in words:
             if isinstance(known, click.Group) and word in known.commands:
-                known = known.commands[word]
+                known = HANDED.get(word, known.commands[word])
                 options |= {o for option in known.params for o in (*option.opts, *option.secondary_opts)}
             elif word.startswith("--"):
                 assert word in options, f"{program} {rest}: {word}"

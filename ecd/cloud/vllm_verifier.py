@@ -241,7 +241,8 @@ class VllmVerifier:
             if output.prefill_stats is not None:
                 cached = output.prefill_stats.num_cached_tokens
                 self._cached_tokens += cached
-            if output.finish_reason is not None:
+            # Behind a text that is as long as may be the last token comes all the same: it was read ahead.
+            if not output.new_token_ids:
                 failed[item.key] = EngineError(f"vLLM ended the session: {output.finish_reason}")
                 continue
             tokens, verified = tuple(output.new_token_ids), len(scheduler.rows[output.request_id].hints)

@@ -92,6 +92,15 @@ class Answer:
         prompt = self.generation.request.prompt
         return len(prompt) - self.generation.tally.cached_tokens if self.open_bytes else 0
 
+    @property
+    def later_tokens(self) -> int:
+        """Tokens behind the first piece: those that came between `first_at` and `last_at`.
+
+        Where another edge began the answer, the tokens that it came with are none of them.
+        """
+        generation = self.generation
+        return len(generation.origins) - len(generation.request.committed) - self.first_tokens
+
     def live(self) -> dict[str, Any]:
         """What it has taken so far, named as in a result's `stats`, and how far guesses are `ahead`."""
         tally = self.generation.tally

@@ -33,7 +33,6 @@ def pace_told(answer: Answer, acceptance: Acceptance) -> dict[str, Any]:
     generation = answer.generation
     pace, forecast = generation.pace, generation.pace.forecast
     elapsed = (answer.last_at or 0.0) - (answer.first_at or 0.0)
-    later = len(generation.origins) - answer.first_tokens
     copies = None if generation.slot is None else acceptance.copies.get(generation.slot)
     return {
         "id": answer.id,
@@ -48,7 +47,7 @@ def pace_told(answer: Answer, acceptance: Acceptance) -> dict[str, Any]:
         "copies_right": None if copies is None else copies.mean,
         "predicted_tokens_per_s": forecast.tokens_per_s if forecast else pace.plain_tokens_per_s,
         "plain_tokens_per_s": pace.plain_tokens_per_s,
-        "tokens_per_s": later / elapsed if elapsed > 0 else None,
+        "tokens_per_s": answer.later_tokens / elapsed if elapsed > 0 else None,
     }
 
 

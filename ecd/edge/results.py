@@ -37,7 +37,7 @@ def result_of(answer: Answer, finish: Finish, model: dict[str, Any]) -> dict[str
     ids = answer.generation.committed
     first, last = answer.first_at or answer.started_at, answer.last_at or answer.started_at
     drafted, draft = answer.drafted_at, answer.draft_prefill
-    later = len(ids) - answer.first_tokens
+    later = answer.later_tokens
     return {
         "id": answer.id,
         "model": model.get("name"),

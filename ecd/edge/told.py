@@ -65,8 +65,13 @@ def _link_told(link: Link | None) -> dict[str, Any]:
 
 
 def stats_told(service: EdgeService) -> dict[str, Any]:
-    """Counters since start, finished answers only, and what follows from them; called in the event loop."""
-    service, totals = service, service.totals
+    """Counters since start, finished answers only, and what follows from them; called in the event loop.
+
+    Bytes are counted as they pass, so those per token are of the tokens of running answers too.
+    """
+    totals = service.totals
+    generations = [answer.generation for answer in service.answers.values()]
+    tokens = totals.committed + sum(len(g.origins) - len(g.request.committed) for g in generations)
     newest = next(reversed(service.answers.values()), None)
     wire_in, wire_out = service.uplinks.wire_bytes
     packets_in, packets_out = service.uplinks.packet_bytes
@@ -85,8 +90,8 @@ def stats_told(service: EdgeService) -> dict[str, Any]:
         "link_connects": service.uplinks.connects,
         "wire_bytes_in": wire_in,
         "wire_bytes_out": wire_out,
-        "wire_bytes_per_token": (wire_in + wire_out) / totals.committed if totals.committed else 0.0,
+        "wire_bytes_per_token": (wire_in + wire_out) / tokens if tokens else 0.0,
         "packet_bytes_in": packets_in,
         "packet_bytes_out": packets_out,
-        "packet_bytes_per_token": (packets_in + packets_out) / totals.committed if totals.committed else 0.0,
+        "packet_bytes_per_token": (packets_in + packets_out) / tokens if tokens else 0.0,
     }

@@ -145,8 +145,8 @@ def stream(
     cloud: no drafts; rounds: draft k and wait; wait: hints as they come, a cloud that waits for them; ecd: as
     its controller decides; ecd-no-alternates: likewise, without hints for the case that a guess is wrong.
 
-    Intervals are 95 %, bootstrap: of repeats within each prompt, or of prompts where one was measured only
-    once. Ctrl-C ends it early and reports what there is.
+    Intervals are 95 %, bootstrap: of repeats within each prompt, or of prompts (within each class, if all
+    have several) where one was measured only once. Ctrl-C ends it early and reports what there is.
     """
     if html_file:
         check_matplotlib()

@@ -19,11 +19,13 @@ class Resampled(StrEnum):
 
     REPEATS = "repeats"
     PROMPTS = "prompts"
+    OF_CLASSES = "prompts of each class"
 
 
 _WORDS = {
     Resampled.REPEATS: "repeats within each prompt; the set of prompts is taken as given",
     Resampled.PROMPTS: "prompts, where one was measured only once",
+    Resampled.OF_CLASSES: "prompts within each class, where one was measured only once",
 }
 
 
@@ -35,10 +37,14 @@ def describe(resampled: Collection[Resampled]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """Work done and time taken, `[prompt, repeat]`; a NaN in either is a run that is not there."""
+    """Work done and time taken, `[prompt, repeat]`; a NaN in either is a run that is not there.
+
+    `classes`: a number for the class of each prompt, where the set has a given number of each.
+    """
 
     work: NDArray[np.float64]
     time: NDArray[np.float64]
+    classes: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +65,15 @@ def ratio_interval(ours: Amounts, theirs: Amounts, seed: int) -> Interval | None
     """All our work over all our time, over the same of theirs; only pairs that both have count.
 
     Where every prompt has at least two pairs, the prompts are taken as given and repeats are resampled within
-    each; else the prompts are resampled, each with all its pairs. Of the n units of a stratum n - 1 are
+    each; else the prompts are resampled, each with all its pairs: within each class, if each has at least
+    two, or else how much classes differ would count as doubt. Of the n units of a stratum n - 1 are
     drawn, with replacement, and weighted n / (n - 1) (McCarthy and Snowden 1985; Rao and Wu 1988, Journal of
     the American Statistical Association 83:231-241): so the variance of a resampled sum is the unbiased
     estimate of the sum's. Drawing all n makes it (n - 1) / n of that: with two repeats, half.
 
     None without a pair, or where either took no time.
     """
-    sampled = _resampled_sums((ours.work, ours.time, theirs.work, theirs.time), seed)
+    sampled = _resampled_sums((ours.work, ours.time, theirs.work, theirs.time), ours.classes, seed)
     if sampled is None or not (sampled.totals > 0).all():
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,7 +83,7 @@ def ratio_interval(ours: Amounts, theirs: Amounts, seed: int) -> Interval | None
 
 def rate_interval(amounts: Amounts, seed: int) -> Interval | None:
     """All work over all time, resampled as in `ratio_interval`; None where there is none of the latter."""
-    sampled = _resampled_sums((amounts.work, amounts.time), seed)
+    sampled = _resampled_sums((amounts.work, amounts.time), amounts.classes, seed)
     if sampled is None or sampled.totals[1] <= 0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -94,7 +101,9 @@ class _Sampled:
     resampled: Resampled
 
 
-def _resampled_sums(amounts: Sequence[NDArray[np.float64]], seed: int) -> _Sampled | None:
+def _resampled_sums(
+    amounts: Sequence[NDArray[np.float64]], classes: NDArray[np.intp] | None, seed: int
+) -> _Sampled | None:
     parts = np.stack(amounts)
     there = np.asarray(~np.isnan(parts).any(axis=0))
     if not there.any():
@@ -105,6 +114,12 @@ def _resampled_sums(amounts: Sequence[NDArray[np.float64]], seed: int) -> _Sampl
     resampled = Resampled.REPEATS if (pairs[pairs > 0] > 1).all() else Resampled.PROMPTS
     if resampled is Resampled.PROMPTS:
         parts, there = parts.sum(axis=2)[:, None], (pairs > 0)[None]
+        if classes is not None:
+            numbers, sizes = np.unique(classes[pairs > 0], return_counts=True)
+            if len(numbers) > 1 and sizes.min() > 1:
+                resampled = Resampled.OF_CLASSES
+                there = there & (classes == numbers[:, None])
+                parts = np.where(there, parts, 0.0)
     # Each stratum's units are moved to the front and drawn from.
     order = np.argsort(~there, axis=1, kind="stable")
     parts = np.take_along_axis(parts, order[None], axis=2)

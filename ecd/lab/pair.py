@@ -23,6 +23,8 @@ CLOUD_FLAGS = ("--max-verify", str(MAX_VERIFY), "--sessions", "2")
 EDGE_FLAGS = ("--sessions", "1")
 DEFAULT_PROMPTS = "mixed"
 WRONG = "wrong"
+# Of an edge's `conditions`, what a simulation needs.
+COSTS = ("draft_ms", "step_ms", "slope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class RealPair:
 
     def best_k(self, rtt_ms: float, warm: WarmUp) -> int:
         """By what the warm-up measured. Raises DaemonError if that was not everything."""
-        costs = warm.conditions
-        if warm.acceptance is None or None in (costs["draft_ms"], costs["step_ms"], costs["slope"]):
+        costs: dict[str, Any] = {name: warm.conditions.get(name) for name in COSTS}
+        if warm.acceptance is None or None in costs.values():
             raise DaemonError(
                 f"the warm-up did not measure what a draft, a step and a hint cost ({costs}); give --rounds-k"
             )

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
+from ecd.edge.pacing import WORTH_IT
 from ecd.errors import BadRequest
 from ecd.lab.options import MS, MS_ABOVE_0, SHARE, FiniteFloatRange, listed
 from ecd.lab.simulate import ROUNDS_K, Prediction, Regime, Setting, draws, predict_modes
 
 TOKENS = 2000
-WORTH_IT = 1.03  # gains below this are within what a measurement would not show
 
 
 @dataclass(frozen=True, slots=True)

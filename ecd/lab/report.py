@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecd.lab.bootstrap import Amounts, Interval, describe, ratio_interval
 from ecd.lab.expect import Expectation
@@ -56,6 +57,9 @@ def results(measured: Measured, campaign: Campaign, expect: Expect) -> list[dict
         1 + max((run.cell.prompt for run in runs), default=0),
         1 + max((run.cell.repeat for run in runs), default=0),
     )
+    classes = np.zeros(shape[0], np.intp)
+    for run in runs:
+        classes[run.cell.prompt] = kinds.index(run.cell.kind)
     lines = []
     for rtt_ms in sorted({run.cell.rtt_ms for run in runs}):
         here = [run for run in runs if run.cell.rtt_ms == rtt_ms]
@@ -67,7 +71,7 @@ def results(measured: Measured, campaign: Campaign, expect: Expect) -> list[dict
                 [run for run in of_kind if run.error is None],
                 measured.conditions.get(rtt_ms, {}),
             )
-            amounts = {variant: _amounts(_of(variant, of_kind), shape) for variant in variants}
+            amounts = {variant: _amounts(_of(variant, of_kind), shape, classes) for variant in variants}
             lines += [
                 {"rtt_ms": rtt_ms, "class": kind} | _line(variant, of_kind, amounts, campaign, expectation)
                 for variant in variants
@@ -113,13 +117,13 @@ def _of(variant: Variant, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.cell.variant == variant and run.error is None]
 
 
-def _amounts(runs: Sequence[Run], shape: tuple[int, int]) -> Amounts:
+def _amounts(runs: Sequence[Run], shape: tuple[int, int], classes: NDArray[np.intp]) -> Amounts:
     work = np.full(shape, np.nan)
     time = work.copy()
     for run in runs:
         work[run.cell.prompt, run.cell.repeat] = run.decoded
         time[run.cell.prompt, run.cell.repeat] = run.decode_ms
-    return Amounts(work, time)
+    return Amounts(work, time, classes)
 
 
 def _line(

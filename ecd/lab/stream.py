@@ -19,7 +19,7 @@ from typing import Any
 
 from ecd.client import BlockingClient
 from ecd.errors import DaemonError, EcdError
-from ecd.lab.pair import Pair
+from ecd.lab.pair import COSTS, Pair
 from ecd.lab.rig import Rig, running_rig
 from ecd.lab.runs import (
     Asking,
@@ -83,11 +83,15 @@ def measure(
 
 
 def _settled_conditions(edge: DaemonProcess) -> dict[str, Any]:
-    """The edge's conditions, once it has heard from the cloud what a step costs; or what there is by then."""
+    """The edge's conditions, once it has heard from the cloud what a step costs; or what there is by then.
+
+    What pacing learns besides is not waited for: a warm-up's requests have a fixed pace and teach nothing.
+    """
     deadline_s = time.monotonic() + LOAD_WAIT_S
     while True:
         conditions = _conditions(edge)
-        if None not in conditions.values() or time.monotonic() > deadline_s:
+        missing = any(conditions.get(cost) is None for cost in COSTS)
+        if not missing or time.monotonic() > deadline_s:
             return conditions
         time.sleep(POLL_S)
 

@@ -274,6 +274,25 @@ async def test_idle_time_is_not_used_while_a_session_runs(edge: Edge, engine: En
     assert engine.unprepared == 0
 
 
+async def test_a_cloud_is_idle_when_nothing_runs_and_nothing_is_read_again(
+    service: CloudService, edge: Edge, engine: Engine
+) -> None:
+    assert service.stats()["idle"]
+    engine.endless = True
+    await edge.answer(edge.open(1))
+    await asyncio.to_thread(engine.preparing.wait, LIMIT_S)
+    assert not service.stats()["idle"]
+    engine.endless = False
+    running = edge.open(2, pace=PATIENT)
+    await edge.frames[running].get()
+    assert not service.stats()["idle"]
+    edge.link.send(Reset(running, Code.CANCELLED, ""))
+    await asyncio.to_thread(engine.prepared.wait, LIMIT_S)
+    async with asyncio.timeout(LIMIT_S):
+        while not service.stats()["idle"]:
+            await asyncio.sleep(0)
+
+
 async def test_what_a_lost_link_left_is_not_prepared_but_gone_on_with(
     service: CloudService, edge: Edge, engine: Engine
 ) -> None:

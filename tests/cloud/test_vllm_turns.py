@@ -1,6 +1,7 @@
 """Whose turn it is in vLLM's scheduler, and who gives way: the scheduler as it is, and no engine."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from ecd.cloud.vllm_verifier import TurnScheduler
+from ecd.cloud.vllm_verifier import TurnScheduler, VllmVerifier, _Engine
 
 pytestmark = pytest.mark.vllm
 
@@ -64,12 +65,32 @@ def step(scheduler: TurnScheduler, turn: Sequence[Request]) -> SchedulerOutput:
         for key, request in enumerate(turn)
     }
     scheduler.begin(work)
+    return computed(scheduler)[0]
+
+
+def computed(scheduler: TurnScheduler) -> tuple[SchedulerOutput, Any]:
+    """What is scheduled, and what comes out where a model says 7 each time."""
     output = scheduler.schedule()
     names = list(output.num_scheduled_tokens)
     said = [[7] if name in scheduler.rows else [] for name in names]
     places = {name: place for place, name in enumerate(names)}
-    scheduler.update_from_output(output, ModelRunnerOutput(names, places, sampled_token_ids=said))
-    return output
+    made = ModelRunnerOutput(names, places, sampled_token_ids=said)
+    return output, scheduler.update_from_output(output, made)
+
+
+class Core:
+    """As much of vLLM's engine core as a verifier drives, without a model."""
+
+    def __init__(self, scheduler: TurnScheduler):
+        self.scheduler = scheduler
+        self.request_block_hasher = None
+        self.add_request = scheduler.add_request
+
+    def abort_requests(self, names: list[str]) -> None:
+        self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+    def step_fn(self) -> tuple[Any, bool]:
+        return computed(self.scheduler)[1], True
 
 
 def test_one_parked_session_gives_way_where_that_is_enough() -> None:
@@ -93,3 +114,16 @@ def test_parked_sessions_give_way_to_one_that_vllm_finds_no_room_for() -> None:
     # And the other way round, from what is left of its text.
     assert step(scheduler, [parked]).num_scheduled_tokens == {"a": 2 * BLOCK}
     assert scheduler.evictions == 2
+
+
+def test_a_text_that_is_as_long_as_may_be_can_be_read_ahead_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = scheduler_of(8)
+    monkeypatch.setattr(VllmVerifier, "_start", lambda self: _Engine(Core(scheduler), {}))
+    verifier = VllmVerifier("no model", sessions=4, context_tokens=8 * BLOCK, max_verify=4, engine_args={})
+    full = [5] * verifier.capacity.session_tokens
+    for _ in range(2):
+        result = verifier.step([Work(1, full, len(full), Sampling(), [])])
+        assert not result.failed
+        assert result.judged[1].verdict.tokens == (7,)

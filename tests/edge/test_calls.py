@@ -97,4 +97,8 @@ def test_a_result_tells_what_was_held_and_what_was_read() -> None:
     assert (stats["cached_tokens"], stats["prefill_tokens"]) == (1, 0)
     assert (stats["draft_cached_tokens"], stats["draft_prefill_tokens"]) == (3, 4)
     assert (stats["draft_ready_ms"], stats["open_bytes"]) == (250.0, 70)
+
+
+def test_a_cloud_that_was_never_asked_read_nothing() -> None:
+    assert result_of(finished(2, None), Finish.LENGTH, {})["stats"]["prefill_tokens"] == 0
     assert result_of(finished(2, None), Finish.LENGTH, {})["stats"]["draft_ready_ms"] is None

@@ -12,7 +12,7 @@ from ecd.edge.drafter import DraftTask, Prefill
 from ecd.edge.meter import Meter
 from ecd.edge.request import LinkLoss, Request
 from ecd.edge.service import EdgeService
-from ecd.edge.told import status_told
+from ecd.edge.told import stats_told, status_told
 from ecd.edge.uplinks import Uplinks
 from ecd.errors import Code, LinkError
 from ecd.sampling import Guess, Sampling
@@ -148,6 +148,18 @@ async def test_status_tells_the_best_link_and_each_of_several_clouds() -> None:
     assert (here["standing"], here["running"], here["rtt_ms"]) == ("draining", 1, None)
     assert (there["standing"], there["running"], there["weight"]) == ("ready", 0, 1.0)
     assert status_told(Talk().service, "draft")["clouds"] == {}
+
+
+async def test_bytes_per_token_are_of_all_tokens_whose_bytes_are_counted() -> None:
+    talk = Talk()
+    assert stats_told(talk.service)["wire_bytes_per_token"] == 0
+    talk.tokens(b"seven", logprobs=None)
+    running = stats_told(talk.service)
+    assert (running["committed"], running["wire_bytes_per_token"]) == (0, 70 / 5)
+    talk.finish(b"more!")
+    over = stats_told(talk.service)
+    assert (over["committed"], over["running"]) == (10, 0)
+    assert (over["wire_bytes_per_token"], over["packet_bytes_per_token"]) == (70 / 10, 110 / 10)
 
 
 async def test_the_log_says_how_an_answer_ended_and_which(caplog: pytest.LogCaptureFixture) -> None:

@@ -159,7 +159,7 @@ def test_the_tally_counts_forwards_and_hints() -> None:
     talk.commit(1, 7, accepted=1, verified=3)
     talk.commit(8, step_us=1234)
     t = talk.g.tally
-    assert (t.drafted, t.sent, t.settled, t.right) == (3, 3, 2, 1)
+    assert (t.drafted, t.most_ahead, t.sent, t.settled, t.right) == (3, 3, 3, 2, 1)
     assert (t.forwards, t.forwards_without_hints, t.verified, t.accepted, t.step_us) == (2, 1, 3, 1, 1234)
 
 

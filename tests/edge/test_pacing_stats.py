@@ -78,6 +78,18 @@ def test_the_pace_in_force_and_what_it_goes_by() -> None:
     assert set(learned(talk.g)) <= set(told)
 
 
+def test_the_rate_is_of_the_tokens_that_came_here_behind_the_first_piece() -> None:
+    talk = Talk(committed=(5, 6, 7))
+    talk.open()
+    answer = answer_of(talk)
+    assert pace_told(answer, Acceptance())["tokens_per_s"] is None
+    talk.commit(1, 2)
+    answer.first_at, answer.first_tokens, answer.last_at = 10.0, 2, 10.0
+    talk.commit(3, 4, 5)
+    answer.last_at = 10.5
+    assert pace_told(answer, Acceptance())["tokens_per_s"] == 6
+
+
 def test_how_many_tokens_came_while_it_was_quiet_or_probing() -> None:
     talk = Talk(pace=Pace(8, model=False))
     talk.open()

@@ -3,6 +3,7 @@
 What follows the target's name are libFuzzer's arguments. Its last lines tell how many executions there were.
 """
 
+import logging
 import sys
 
 import atheris
@@ -14,6 +15,8 @@ with atheris.instrument_imports(include=["ecd"]):
 
 def main() -> None:
     """Fuzzes until the arguments say that it is enough."""
+    # What is refused is logged, which would be most of the work.
+    logging.disable()
     # The first is what libFuzzer starts again, through a shell, when it merges.
     again = f"{sys.executable} -m tests.fuzz.child {sys.argv[1]}"
     atheris.Setup([again, *sys.argv[2:]], TARGETS[sys.argv[1]])

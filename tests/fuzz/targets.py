@@ -5,7 +5,6 @@ each within the bounds of one call; what piles up over many calls is libFuzzer's
 """
 
 import asyncio
-import logging
 import resource
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -260,7 +259,7 @@ _CONTROL = _Control()
 
 
 def within_bounds(target: Target) -> Target:
-    """The target, which must not take long or much, whatever the bytes; nor log what it is told."""
+    """The target, which must not take long or much, whatever the bytes."""
 
     def run(data: bytes) -> None:
         peak_kib, start = _peak_kib(), thread_time()
@@ -268,7 +267,6 @@ def within_bounds(target: Target) -> Target:
         assert thread_time() - start < MAX_CPU_S
         assert _peak_kib() - peak_kib < MAX_GROWTH_KIB
 
-    logging.disable(logging.CRITICAL)
     return run
 
 

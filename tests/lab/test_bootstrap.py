@@ -1,11 +1,11 @@
-"""Ratios with known answers."""
+"""Rates and ratios with known answers."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecd.lab.bootstrap import Amounts, Resampled, ratio_interval
+from ecd.lab.bootstrap import Amounts, Resampled, describe, rate_interval, ratio_interval
 
 NONE = float("nan")
 
@@ -44,6 +44,37 @@ def test_without_repeats_prompts_are_resampled() -> None:
     interval = ratio_interval(ours, theirs, seed=0)
     assert interval is not None
     assert (interval.lo, interval.hi) == (1, 3)
+
+
+def test_without_repeats_prompts_of_a_class_are_resampled_by_themselves() -> None:
+    # Classes differ by far, prompts of one not at all: nothing is uncertain.
+    work, time = np.ones((4, 1)), np.array([[1.0], [1], [9], [9]])
+    theirs = Amounts(work, np.ones((4, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array([1, 1, 2, 2])), theirs, seed=0)
+    assert interval is not None
+    assert (interval.lo, interval.hi) == pytest.approx((0.2, 0.2))
+    assert interval.resampled is Resampled.OF_CLASSES
+    assert "within each class" in describe([interval.resampled])
+
+
+@pytest.mark.parametrize("classes", [[1, 1, 1, 1], [1, 1, 1, 2], [1, 2, 3, 4]])
+def test_where_a_class_has_one_prompt_all_are_one_set(classes: list[int]) -> None:
+    work, time = np.ones((4, 1)), np.array([[1.0], [1], [9], [9]])
+    theirs = Amounts(work, np.ones((4, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array(classes)), theirs, seed=0)
+    assert interval == ratio_interval(Amounts(work, time), theirs, seed=0)
+    assert interval is not None
+    assert interval.lo < interval.hi
+    assert interval.resampled is Resampled.PROMPTS
+
+
+def test_a_class_that_was_not_run_is_left_out() -> None:
+    work, time = np.array([[1.0], [1], [NONE], [1], [1]]), np.array([[1.0], [1], [NONE], [2], [4]])
+    theirs = Amounts(work, np.ones((5, 1)))
+    interval = ratio_interval(Amounts(work, time, np.array([1, 1, 7, 2, 2])), theirs, seed=0)
+    assert interval is not None
+    assert (interval.lo, interval.hi) == pytest.approx((4 / 10, 4 / 6))
+    assert interval.resampled is Resampled.OF_CLASSES
 
 
 def test_pairs_stay_together() -> None:
@@ -145,3 +176,24 @@ def test_a_prompt_that_was_measured_once_makes_it_about_prompts() -> None:
     assert interval.resampled is Resampled.PROMPTS
     assert interval.lo == 1
     assert interval.hi > 2
+
+
+def test_a_rate_is_all_work_over_all_time_and_as_sure_as_its_repeats() -> None:
+    still = rate_interval(amounts([[10, 10], [90, 90]], [[1, 1], [4, 4]]), seed=0)
+    assert still is not None
+    assert (still.median, still.lo, still.hi, still.pairs) == (20, 20, 20, 4)
+    assert still.resampled is Resampled.REPEATS
+    times = np.random.default_rng(4).normal(10, 1, (1, 400))
+    measured = rate_interval(Amounts(times, np.ones((1, 400))), seed=0)
+    assert measured is not None
+    # The standard error of the mean is 1 / sqrt(400) = 0.05; 95 % is 1.96 of it to each side.
+    assert measured.hi - measured.lo == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
+    assert measured.lo < times.mean() < measured.hi
+
+
+def test_no_work_is_a_rate_of_nought_and_no_time_is_none() -> None:
+    nothing = rate_interval(amounts([[0], [0]], [[1], [1]]), seed=0)
+    assert nothing is not None
+    assert (nothing.lo, nothing.median, nothing.hi) == (0, 0, 0)
+    assert rate_interval(amounts([[1]], [[0]]), seed=0) is None
+    assert rate_interval(amounts([[NONE]], [[NONE]]), seed=0) is None

@@ -44,6 +44,10 @@ def test_the_verdict_knows_when_drafting_pays() -> None:
     far = plan_for(Regime(100, 5, 30, 0.02), 0.8).verdict
     assert "waiting for drafts would be slower than no drafts" in far
     assert "a draft beside the target would give more" in far
+    # The edge drafts for any gain above 2 %, and the plan does not say otherwise.
+    little = plan_for(Regime(100, 15, 30, 0.02), 0.7)
+    assert 1.02 < little.modes["ecd"].ratio < 1.03
+    assert "drafting is worth it" in little.verdict
 
 
 def test_a_line_for_each_rtt() -> None:

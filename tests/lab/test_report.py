@@ -187,7 +187,9 @@ def test_the_report_says_what_was_resampled() -> None:
     assert told([*both(CLOUD, 1000.0), *both(ECD, 500.0)]).startswith(
         "95 %, bootstrap, 2,000 resamples of repeats within each"
     )
-    assert "resamples of prompts" in told(once)
+    assert "resamples of prompts, where" in told(once)
+    of_both_classes = [run(variant, 500.0, prompt=prompt) for variant in (CLOUD, ECD) for prompt in range(4)]
+    assert "or of prompts within each class" in told(of_both_classes)
     assert told([]) == "none"
     mixed = [
         *once,

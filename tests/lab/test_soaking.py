@@ -30,7 +30,7 @@ QUESTION = Question("'why'", {"prompt": "why"}, EXPECTED)
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soaking, "HANG_S", 0.3)
+    monkeypatch.setattr(soaking, "HANG_S", 3.0)
     monkeypatch.setattr(soaking, "QUIET_S", 0.2)
     monkeypatch.setattr(soaking, "READ_EVERY_S", 0.05)
     monkeypatch.setattr(soaking, "NOTICED_S", 0.05)
@@ -120,7 +120,7 @@ async def test_right_answers_are_right_and_nothing_is_left(tmp_path: Path) -> No
         (saying((5, 6, 6, 7), EXPECTED), Outcome.WRONG, "4 tokens were streamed that are not the result's 3"),
         (refusing, Outcome.FAILED, "BAD_REQUEST not today"),
         (expired, Outcome.FAILED, "UNAVAILABLE the cloud refuses this edge: the token 'soak' expired"),
-        (never, Outcome.HUNG, "for 0.3 s"),
+        (never, Outcome.HUNG, "for 3 s"),
     ],
     ids=["wrong token", "token lost", "token repeated", "error", "refused a good token", "nothing"],
 )

@@ -144,6 +144,8 @@ def test_real_rounds_take_their_k_from_the_warm_up() -> None:
     assert REAL.best_k(200.0, WarmUp(0.9, CONDITIONS)) > REAL.best_k(0.0, WarmUp(0.3, CONDITIONS))
     with pytest.raises(DaemonError, match="give --rounds-k"):
         REAL.best_k(0.0, WarmUp(0.9, CONDITIONS | {"slope": None}))
+    with pytest.raises(DaemonError, match="give --rounds-k"):
+        REAL.best_k(0.0, WarmUp(0.9, {}))
 
 
 class Daemon:
@@ -198,6 +200,20 @@ def test_ctrl_c_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = measure(REAL, Campaign((0.0,)), silent)
     # Two of the five before it were the warm-up, one for each class.
     assert (len(measured.runs), measured.planned, measured.interrupted) == (3, 8, True)
+
+
+def test_a_warm_up_waits_for_the_cost_of_a_step_and_not_for_what_fixed_paces_never_teach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = [{"step_ms": None}, {"slope": None}, {"acceptance": None}]
+
+    class Edge:
+        def call(self, verb: str) -> dict[str, Any]:
+            return {"conditions": CONDITIONS | told.pop(0)}
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert stream._settled_conditions(Edge()) == CONDITIONS | {"acceptance": None}  # type: ignore[arg-type]
+    assert not told
 
 
 @pytest.mark.usefixtures("no_daemons")

@@ -109,9 +109,8 @@ class Metrics:
         if answer.first_at is None or answer.last_at is None:
             return
         self.first_token.observe(answer.first_at - answer.started_at)
-        later = len(answer.generation.origins) - answer.first_tokens
-        if later > 0:
-            self.token.observe((answer.last_at - answer.first_at) / later)
+        if answer.later_tokens > 0:
+            self.token.observe((answer.last_at - answer.first_at) / answer.later_tokens)
 
 
 class RequestCount:

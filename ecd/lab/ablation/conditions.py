@@ -154,13 +154,7 @@ def conditions_of(
         of = f"ablation {ablation.name!r}{where}"
         given = _overridden(base, ablation.config_overrides, of)
         resolved = {section: _resolved(section, given[section], of) for section in KINDS}
-        before = dict(_flat(found[0].resolved if found else resolved))
-        after = dict(_flat(resolved))
-        changes = {
-            path: (before.get(path), after.get(path))
-            for path in sorted(before.keys() | after.keys())
-            if before.get(path) != after.get(path)
-        }
+        changes = dict(_changes(found[0].resolved if found else resolved, resolved))
         found.append(Condition(ablation.name, ablation.description, given, resolved, changes))
     return found
 
@@ -213,9 +207,13 @@ def _without(settings: Settings, names: Sequence[str]) -> Settings:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def _flat(settings: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{under}{name}.")
-        else:
-            yield under + name, value
+def _changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], under: str = ""
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Paths with both values, where they differ."""
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f"{under}{name}.")
+        elif old != new:
+            yield under + name, (old, new)

@@ -60,16 +60,13 @@ class Target:
 
         `result`: of `run`. None under the rejection rule, where many answers are the target's.
         """
-        from ecd.engine.llama import LlamaModel
         from ecd.oracle import check
 
         if Sampling.from_map(result["sampling"]).rule is Rule.REJECTION:
             return None
         key = (tuple(result["prompt_token_ids"]), tuple(result["token_ids"]), repr(result["sampling"]))
         if key not in self._known:
-            if self._model is None:
-                self._model = self._load()
-                assert isinstance(self._model, LlamaModel)
+            self._model = self._model or self._load()
             report = check(self._model, result, tolerance=0.0, threads=self._threads)
             self._known[key] = sum(each.gap == 0 for each in report.checks)
         return self._known[key]

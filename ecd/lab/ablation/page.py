@@ -41,7 +41,8 @@ HEADINGS = {name: heading for name, heading, _, _ in SHOWN}
 EXTRA_STYLE = """
 img { max-width: 100% } td:first-child { text-align: left; font-weight: 600 }
 summary { cursor: pointer; margin: .4em 0 } pre { white-space: pre-wrap; font-size: 13px } .lo { color: #777 }
-td.text { white-space: normal; min-width: 20em; text-align: left }
+td.text { white-space: normal; min-width: 20em; text-align: left } .wide { overflow-x: auto }
+.words td { text-align: left; vertical-align: top }
 """
 
 
@@ -159,7 +160,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     experiments = report["experiments"]
     facts = {
         "pair": f"{report['draft']} for {report['target']}",
-        "machine": ", ".join(str(value) for value in report["machine"].values()),
+        "machine": f"{report['machine']['cpu']}, {report['machine']['memory_gib']:g} GiB",
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "command": report["command"],
         "written": report["written"],
@@ -176,7 +177,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         f"<style>{STYLE}{EXTRA_STYLE}</style><h1>ecd ablate</h1><table>"
         + "".join(f"<tr><th>{n}</th><td class=text>{escape(str(v))}</td></tr>" for n, v in facts.items())
         + "</table><h2>Conditions</h2>"
-        + _table(("condition", "what it is", "settings that differ"), map(_described, experiments))
+        + _table(("condition", "what it is", "settings that differ"), map(_described, experiments), "words")
         + "<h2>Summary</h2><p>Per answer, over all turns; in grey the 95 % interval.</p>"
         + _metrics(experiments, lambda experiment: experiment)
         + _image(drawn, "times.png")
@@ -227,13 +228,11 @@ def _image(drawn: Mapping[str, bytes], name: str) -> str:
     return f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(drawn[name]).decode()}">'
 
 
-def _table(heads: Sequence[str], rows: Any) -> str:
-    """Of cells that are HTML already."""
-    return (
-        "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
-        + "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-        + "</table>"
-    )  # fmt: skip
+def _table(heads: Sequence[str], rows: Any, kind: str = "") -> str:
+    """Of cells that are HTML already; `kind` is a class of the style."""
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class=wide><table class='{kind}'><tr>{top}</tr>{body}</table></div>"
 
 
 def _described(experiment: Experiment) -> list[str]:

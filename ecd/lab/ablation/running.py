@@ -2,14 +2,16 @@
 
 Owns what is started and when the clock is read. Knows no statistics; what an answer is worth others say.
 
-Each condition has daemons of its own, also where only requests differ: what one has read would else be found
-in its caches by the next. Each repeat has new ones, whose caches are empty. While one pair answers, all
-others are idle, and so it is itself before it is asked again: a cloud reads answers that are over once more.
+Each condition has daemons of its own, also where only requests differ: else what one has read would be found
+in its caches by the next. Each repeat has new ones, with empty caches. While one pair answers, all others
+are idle, and so it is itself before it is asked again: a cloud reads answers that are over once more.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,20 +50,19 @@ def running_pairs(folder: Path, conditions: Sequence[Condition], rtt_ms: float) 
 
     All have answered a request to warm up. Raises EcdError for what does not start or answer.
     """
+    starting = [_running(folder / condition.name, condition, rtt_ms) for condition in conditions]
     with contextlib.ExitStack() as stack:
-        pairs = {}
-        for condition in conditions:
-            place = folder / condition.name
-            place.mkdir(parents=True)
-            pairs[condition.name] = stack.enter_context(_running(place, condition, rtt_ms))
-        for pair in pairs.values():
+        with ThreadPoolExecutor(os.cpu_count(), "starting") as pool:
+            pairs = list(pool.map(stack.enter_context, starting))
+        for pair in pairs:
             _warm_up(pair)
-        yield pairs
+        yield {condition.name: pair for condition, pair in zip(conditions, pairs, strict=True)}
 
 
 @contextlib.contextmanager
 def _running(place: Path, condition: Condition, rtt_ms: float) -> Iterator[Pair]:
     cloud_settings, edge_settings = condition.given["cloud"], condition.given["edge"]
+    place.mkdir()
     with contextlib.ExitStack() as stack:
         cloud = stack.enter_context(
             running_cloud(place, str(cloud_settings["model"]), *_flags(place, "cloud", cloud_settings))

@@ -38,7 +38,7 @@ def runs_through(program: str, allowance: Allowance = USUAL) -> bool:
     """
     if sys.platform == "win32":
         raise ConfigError("answers in code are run with limits that only Unix has; use tasks without code")
-    # The program cannot know what it would have to print to seem right.
+    # Nothing that a program prints by itself, and no exit code, is taken for its having come to its end.
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="ecd-answer-") as folder:
         file = Path(folder) / "answer.py"

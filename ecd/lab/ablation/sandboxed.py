@@ -19,7 +19,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Audit events of the standard library that act on the world, by name or by the part before the dot.
 _REFUSED_GROUPS = frozenset(
-    {"socket", "subprocess", "ctypes", "shutil", "tempfile", "pty", "ftplib", "http", "smtplib", "urllib"}
+    {"socket", "subprocess", "ctypes", "shutil", "tempfile", "pty", "http", "urllib", "sqlite3"}
 )
 _REFUSED = frozenset(
     {

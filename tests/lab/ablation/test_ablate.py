@@ -18,7 +18,7 @@ from ecd.lab.ablation.records import Answer, Asked, Exchange
 from tests.conftest import DRAFT, TARGET
 
 PAIR = ("--target", TARGET, "--draft", DRAFT)
-LONG = "Counting boards, gears, relays, valves and transistors: each made the next one possible. " * 40
+LONG = "Counting boards, gears, relays, valves and transistors: each made the next one possible. " * 16
 
 
 def ablate(*arguments: str) -> Result:
@@ -140,10 +140,11 @@ def test_another_run_does_not_go_on_from_it(tmp_path: Path, monkeypatch: pytest.
     assert "rtt_ms; choose another --out" in str(result.exception)
 
 
+# Under `cost` the cloud waits for hints, so that what comes of them does not depend on this machine's speed.
 SETTINGS = f"""
-cloud: {{model: {TARGET}, context_tokens: 2048}}
-edge: {{model: {DRAFT}, context_tokens: 2048}}
-request: {{max_tokens: 24}}
+cloud: {{model: {TARGET}, context_tokens: 1024}}
+edge: {{model: {DRAFT}, context_tokens: 1024, objective: cost}}
+request: {{max_tokens: 20}}
 experiments:
   ablations:
     - name: sure
@@ -184,8 +185,9 @@ def test_every_ablation_differs_where_it_must(tmp_path: Path) -> None:
     assert {summary[name]["agreement"] for name in EXACT} == {1.0}
     assert summary["edge_only"]["agreement"] < 1
 
-    assert second["baseline"]["cached_tokens"] > 400
-    assert second["baseline"]["draft_cached_tokens"] > 400
+    assert second["baseline"]["cached_tokens"] > 200
+    # The others may copy all that they guess, and not ask the draft model.
+    assert second["edge_only"]["draft_cached_tokens"] > 200
     assert summary["no_kv_cache"]["cached_tokens"] == summary["no_kv_cache"]["draft_cached_tokens"] == 0
     assert second["no_kv_cache"]["ttft_ms"] > second["baseline"]["ttft_ms"]
 

@@ -44,7 +44,7 @@ def test_the_six_change_what_their_names_say() -> None:
     }
     assert found["no_draft_verify"] == {"cloud.max_verify": (16, 0)}
     assert found["no_kv_cache"] == {
-        f"{section}.kv_cache.max_bytes": (256 << 20, None) for section in ("cloud", "edge")
+        f"{section}.kv_cache": ({"max_bytes": 256 << 20, "disk": None}, None) for section in ("cloud", "edge")
     }
     assert found["edge_only"] == {"edge.mode": ("exact", "edge-only")}
     assert found["cloud_only"] == {"edge.mode": ("exact", "cloud-only")}

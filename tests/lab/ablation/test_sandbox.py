@@ -1,7 +1,7 @@
 """Programs that a model might write, and that must not get far."""
 
-import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,11 +75,11 @@ def test_a_memory_hog_is_refused_memory() -> None:
         "import os\nos.posix_spawn('/bin/sleep', ['sleep', '100'], {})",
     ],
 )
-def test_a_fork_bomb_starts_no_process(bomb: str) -> None:
-    before = set(os.listdir("/proc"))
+def test_a_fork_bomb_starts_no_process(bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The program's folder is in here, and so in the command line of whatever it forks.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert not runs_through(bomb, QUICK)
-    assert processes_in("ecd-answer-") == []
-    assert len([name for name in set(os.listdir("/proc")) - before if name.isdigit()]) < 50
+    assert processes_in(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,7 @@ def test_a_fork_bomb_starts_no_process(bomb: str) -> None:
         "import pathlib\npathlib.Path({path!r}).unlink()",
         "import shutil\nshutil.rmtree({folder!r})",
         "open('here', 'w').write('x')",
+        "import sqlite3\nsqlite3.connect({path!r}).execute('create table t (a)')",
     ],
 )
 def test_files_cannot_be_written(program: str, tmp_path: Path) -> None:
