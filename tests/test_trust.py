@@ -277,7 +277,7 @@ def flooded_shares(site: Site, rounds: int, answers: int) -> dict[str, list[floa
 def test_a_flood_of_any_kind_leaves_a_well_behaved_tenant_its_answers(site: Site) -> None:
     """That it leaves 80 % of the speed is for a machine with room for the flooder too: the next test."""
     shares = flooded_shares(site, rounds=1, answers=4)
-    assert statistics.median(share for each in shares.values() for share in each) > 0.4
+    assert statistics.median(share for each in shares.values() for share in each) > 0.25
 
 
 @pytest.mark.large
