@@ -7,7 +7,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, assert_never, get_args
+from typing import Annotated, Any, Literal, TypeVar, assert_never
 
 import yaml
 from pydantic import (
@@ -16,15 +16,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 
 from ecd.addresses import is_loopback, split_address
+from ecd.config_problems import problems
 from ecd.engine.vllm_args import refusal
 from ecd.errors import ConfigError
 from ecd.logs import Format
-from ecd.trust.dangers import cloud_dangers, edge_dangers, refuse
+from ecd.trust.dangers import cloud_dangers, edge_dangers, open_file, open_handover, refuse
 from ecd.trust.settings import CloudTls, Connections, EdgeTls, Limits
 
 
@@ -143,6 +145,10 @@ class Daemon(BaseModel):
     def dangers(self) -> list[str]:
         """What is open to other machines here; docs/SECURITY.md."""
         return []
+
+    def warnings(self) -> list[str]:
+        """What is told at each start: dangers that are allowed, and what is open on this machine."""
+        return self.dangers()
 
 
 class CloudConfig(Daemon):
@@ -319,6 +325,8 @@ class EdgeConfig(Daemon):
     http: Annotated[Http | None, BeforeValidator(_none_if_false)] = Http()
     reconnect: Reconnect = Reconnect()
     drain_s: Seconds = 60.0
+    # Where the settings were read, and its mode.
+    _file: tuple[Path, int] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check(self) -> "EdgeConfig":
@@ -338,6 +346,17 @@ class EdgeConfig(Daemon):
         clouds = [address for _, address in self._addresses()]
         return edge_dangers(clouds, self.tls, self.token, self.handover)
 
+    def warnings(self) -> list[str]:
+        """As of `Daemon`."""
+        found = self.dangers()
+        if self.handover is not None:
+            found += open_handover(self.handover, self.token)
+        if self._file is not None:
+            keys = self.http is not None and self.http.api_keys
+            given = {"token": self.token, "http.api_keys": keys}
+            found += open_file(*self._file, [name for name, secret in given.items() if secret])
+        return found
+
     def _addresses(self) -> list[tuple[str, str]]:
         """Those of the clouds, each with the setting that names it."""
         return [("clouds", each.address) for each in self.clouds] or [("cloud", self.cloud)]
@@ -354,7 +373,9 @@ def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
     settings: Any = {}
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text())
+            with file.open() as opened:
+                mode = os.fstat(opened.fileno()).st_mode
+                loaded = yaml.safe_load(opened)
         except OSError as e:
             raise ConfigError(f"cannot read {file}: {e.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -370,30 +391,10 @@ def load_config(kind: type[C], file: Path | None, flags: dict[str, Any]) -> C:
             settings = settings | {section: there | {key: value}}
     settings = settings | given
     try:
-        return kind.model_validate(settings)
+        config = kind.model_validate(settings)
     except ValidationError as e:
         where = f" in {file}" if file else ""
         raise ConfigError(f"bad settings{where}: {problems(e, kind)}") from None
-
-
-def problems(error: ValidationError, kind: type[BaseModel], under: str = "") -> str:
-    """What is wrong with settings of this kind, each with its path; `under` is put before the paths."""
-    return "; ".join(_problem(each, kind, under) for each in error.errors())
-
-
-def _problem(error: Any, kind: Any, under: str) -> str:
-    path = under + ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            for name in error["loc"][:-1]:
-                if isinstance(name, int):
-                    continue  # the place in a list, whose items are the kind already
-                annotation = kind.model_fields[name].annotation
-                kind = next(iter(get_args(annotation)), annotation)
-            return f"{path} is no setting; known here: {', '.join(sorted(kind.model_fields))}"
-        case "missing":
-            flag = f" or with --{path.replace('_', '-')}" if len(error["loc"]) == 1 and not under else ""
-            return f"{path} is missing; set it in the file{flag}"
-        case _:
-            message = str(error["msg"]).removeprefix("Value error, ")
-            return f"{path}: {message}" if path else message
+    if file is not None and isinstance(config, EdgeConfig):
+        config._file = (file, mode)
+    return config

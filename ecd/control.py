@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ecd.activation import handed_over
-from ecd.errors import AuthError, BadRequest, Code, DaemonError, EcdError, ProtocolError
+from ecd.errors import BadRequest, Code, DaemonError, EcdError, ProtocolError
+from ecd.logs import LimitedLog
 from ecd.wire.frames import FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ MAX_CALLS = 256
 # Results list token ids one by one.
 MAX_ITEMS = 1 << 20
 BACKLOG = 100
+# A program of another user is told so in answer to a call of so many bytes at most, and within this time.
+REFUSED_BYTES, REFUSED_S = 64 << 10, 5.0
+# Lines about programs that are refused or dropped.
+LINES_PER_S = 1.0
 _UCRED = struct.Struct("iII")
 # sun_path of Linux, less its closing zero.
 MAX_PATH_BYTES = 107
@@ -50,11 +55,10 @@ Handler = Callable[[dict[str, Any], Notify], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True)
 class _Client:
-    """One connected program and its running calls; `refusal`: why none of them is done, None if they are."""
+    """One connected program and its running calls."""
 
     writer: asyncio.StreamWriter
     calls: dict[int, asyncio.Task[None]]
-    refusal: str | None
 
     async def send(self, kind: ControlType, call: int, *fields: Any) -> None:
         if self.writer.is_closing():
@@ -106,7 +110,10 @@ async def control_socket(path: Path, handlers: Mapping[str, Handler]) -> AsyncIt
             listener = _listener(path)
         # What becomes of the path is not asyncio's to decide.
         keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await asyncio.start_unix_server(lambda r, w: _serve(r, w, handlers), sock=listener, **keep)
+        lines = LimitedLog(log, "control clients", LINES_PER_S)
+        server = await asyncio.start_unix_server(
+            lambda reader, writer: _serve(reader, writer, handlers, lines), sock=listener, **keep
+        )
         try:
             yield
         finally:
@@ -173,13 +180,18 @@ def _check_folder(path: Path) -> None:
 
 
 async def _serve(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Mapping[str, Handler]
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    handlers: Mapping[str, Handler],
+    lines: LimitedLog,
 ) -> None:
-    client = _Client(writer, {}, refusal_of(peer_uid(writer.get_extra_info("socket")), os.geteuid()))
-    if client.refusal is not None:
-        log.warning("control client refused: %s", client.refusal)
-    frames = FrameReader(max_items=MAX_ITEMS)
+    client, frames = _Client(writer, {}), FrameReader(max_items=MAX_ITEMS)
+    refusal = refusal_of(peer_uid(writer.get_extra_info("socket")), os.geteuid())
     try:
+        if refusal is not None:
+            lines.write(logging.WARNING, "control client refused: %s", refusal)
+            await _refuse(reader, client, refusal)
+            return
         async with asyncio.TaskGroup() as calls:
             while data := await reader.read(READ_BYTES):
                 for fields, _ in frames.feed(data):
@@ -187,11 +199,24 @@ async def _serve(
             for task in client.calls.values():
                 task.cancel()
     except* ProtocolError as errors:
-        log.warning("control client dropped: %s", errors.exceptions[0])
+        lines.write(logging.WARNING, "control client dropped: %s", errors.exceptions[0])
     except* ConnectionError:
         pass
     finally:
         writer.close()
+
+
+async def _refuse(reader: asyncio.StreamReader, client: _Client, refusal: str) -> None:
+    """Tells it why in answer to its first call, if it makes one before long."""
+    frames = FrameReader(REFUSED_BYTES)
+    with contextlib.suppress(TimeoutError, ProtocolError, ConnectionError):
+        async with asyncio.timeout(REFUSED_S):
+            while data := await reader.read(REFUSED_BYTES):
+                for fields, _ in frames.feed(data):
+                    match fields:
+                        case [ControlType.CALL, int(call), *_]:
+                            await client.send(ControlType.FAILURE, call, int(Code.AUTH), refusal)
+                            return
 
 
 def _on_frame(
@@ -218,8 +243,6 @@ async def _answer(
         await client.send(ControlType.EVENT, call, event)
 
     try:
-        if client.refusal is not None:
-            raise AuthError(client.refusal)
         handler = handlers.get(verb)
         if handler is None:
             raise BadRequest(f"this daemon knows no {verb!r}; it knows {', '.join(sorted(handlers))}")

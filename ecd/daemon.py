@@ -77,9 +77,11 @@ def run_daemon(
 ) -> None:
     """Loads the engine, then serves on uvloop with signals wired to a lifecycle."""
     set_up_logs(config.log_level, config.log_format)
-    for danger in config.dangers():
-        log.warning("insecure: %s", danger)
-    # Before signals are handled, so that until then they end the process as usual.
+    for warning in config.warnings():
+        log.warning("insecure: %s", warning)
+    # What SIGHUP has read again is read after the model in any case; nothing is to end because of it.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    # Before the other signals are handled, so that until then they end the process as usual.
     log.info("loading %s; a model of the catalogue is fetched first if it is not here", config.model)
     notifier = Notifier.from_environment(os.environ)
     notifier.tell(STATUS=f"loading {config.model}")

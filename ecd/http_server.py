@@ -19,9 +19,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ecd.addresses import split_address
+from ecd.control import peer_uid, refusal_of
 from ecd.errors import DaemonError
+from ecd.logs import LimitedLog
 
-log = logging.getLogger(__name__)
+# Lines about connections that were closed.
+LINES_PER_S = 1.0
+lines = LimitedLog(logging.getLogger(__name__), "HTTP connections", LINES_PER_S)
 
 BACKLOG = 1024
 # Of a request's line and headers while they are read.
@@ -37,15 +41,20 @@ LAST_WRITES_S = 2
 class BoundedProtocol(H11Protocol):
     """uvicorn's, on the parser that has a limit for heads: beyond it, it answers 400 and closes.
 
-    Closes connections that are too many, and those that ask for nothing.
+    Closes connections that are too many, those that ask for nothing, and other users' at a Unix socket.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        refusal = _refusal_of(transport.get_extra_info("socket"))
         if len(self.connections) > MAX_CONNECTIONS:
-            log.warning("closed an HTTP connection: there are %d already", MAX_CONNECTIONS)
+            lines.write(logging.WARNING, "closed an HTTP connection: there are %d already", MAX_CONNECTIONS)
             transport.abort()
+        elif refusal is not None:
+            lines.write(logging.WARNING, "closed an HTTP connection: %s", refusal)
+            transport.write(b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\n\r\n" + refusal.encode() + b"\n")
+            transport.close()
         else:
             self.loop.call_later(HEAD_S, self._close_if_idle)
 
@@ -62,6 +71,11 @@ class BoundedProtocol(H11Protocol):
     def _close_if_idle(self) -> None:
         if self.cycle is None:
             self.transport.abort()
+
+
+def _refusal_of(sock: socket.socket) -> str | None:
+    """Why whoever connected may not use this; None if it may. TCP tells nothing of users."""
+    return None if sock.family != socket.AF_UNIX else refusal_of(peer_uid(sock), os.geteuid())
 
 
 @contextlib.asynccontextmanager

@@ -388,6 +388,43 @@ def test_metrics_stay_on_this_machine_unless_told_otherwise() -> None:
     assert "by anybody; listen on 127.0.0.1" in danger
 
 
+def test_a_hand_over_without_a_token_is_warned_of_on_loopback_too() -> None:
+    (warning,) = EdgeConfig(model="m", handover="127.0.0.1:7041").warnings()
+    assert "be it another user of this machine, may hand answers over (no `token`)" in warning
+    assert EdgeConfig(model="m", handover="127.0.0.1:7041", token="ecd_x").warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "said"),
+    [
+        (
+            0o644,
+            "token: ecd_x",
+            "holds `token` and others than its owner could read or change it (mode 0644)",
+        ),
+        (0o660, "http: {api_keys: [a-key-that-is-long-enough]}", "holds `http.api_keys` and others"),
+        (0o640, "token: ecd_x", None),
+        (0o600, "token: ecd_x", None),
+        (0o644, "sessions: 3", None),
+    ],
+)
+def test_a_file_with_secrets_that_others_can_read_is_warned_of(
+    tmp_path: Path, mode: int, settings: str, said: str | None
+) -> None:
+    file = tmp_path / "edge.yaml"
+    file.write_text(f"model: m\n{settings}\n")
+    file.chmod(mode)
+    config = load_config(EdgeConfig, file, {})
+    # It starts all the same.
+    assert config.dangers() == []
+    if said is None:
+        assert config.warnings() == []
+    else:
+        (warning,) = config.warnings()
+        assert said in warning
+        assert warning.endswith(f"`chmod 600 {file}`")
+
+
 def test_a_hand_over_stays_on_this_machine_unless_told_otherwise() -> None:
     assert EdgeConfig(model="m", handover="127.0.0.1:7041").dangers() == []
     with pytest.raises(ValidationError, match=r"handover 0\.0\.0\.0 is not this machine.*`insecure: true`"):

@@ -253,3 +253,35 @@ async def test_a_client_that_goes_away_ends_it_at_both(tmp_path: Path) -> None:
 
 def test_the_socket_for_answers_lies_beside_the_control_socket() -> None:
     assert socket_of("/run/ecd/edge.sock") == "/run/ecd/edge.handover"
+
+
+async def test_over_tcp_there_is_room_for_some_links_and_beside_them_for_the_unix_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecd.edge.taking.MOST_LINKS", 2)
+    async with pair(tmp_path) as p, asyncio.timeout(20.0):
+        strangers = [await asyncio.open_connection("127.0.0.1", p.port) for _ in range(2)]
+        await until_there(p.taking, 2)
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        reading = Reading(p.start())
+        await reading.until(BEFORE)
+        with pytest.raises(LinkError):
+            await p.handing.migrate(reading.answer.id, f"127.0.0.1:{p.port}")
+        await p.handing.migrate(reading.answer.id, p.socket)
+        await reading.to_the_end()
+        # Whoever goes makes room.
+        for _, writer in strangers:
+            writer.close()
+        await until_there(p.taking, 0)
+        reading = Reading(p.start())
+        await reading.until(BEFORE)
+        await p.handing.migrate(reading.answer.id, f"127.0.0.1:{p.port}")
+        await reading.to_the_end()
+
+
+async def until_there(taking: Taking, count: int) -> None:
+    while len(taking._from_afar) != count:
+        await asyncio.sleep(0.001)

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -100,3 +103,37 @@ async def test_what_is_not_http_behind_an_answer_is_told_so(port: int) -> None:
     writer.write(b"no request\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 400")
     writer.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as somebody else")
+async def test_at_a_unix_socket_another_user_is_refused_though_the_mode_lets_it_in(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Not in a folder of the test's, which other users cannot enter.
+    path = Path(f"/tmp/ecd-http-{os.getpid()}.sock")
+
+    async def asked(user: int) -> bytes:
+        with socket.socket(socket.AF_UNIX) as sock:
+            # The kernel notes who it is when it connects.
+            os.seteuid(user)
+            try:
+                sock.connect(str(path))
+            finally:
+                os.seteuid(0)
+            sock.setblocking(False)
+            loop, answer = asyncio.get_running_loop(), b""
+            await loop.sock_sendall(sock, REQUEST[:-2] + b"connection: close\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                while data := await loop.sock_recv(sock, 1 << 16):
+                    answer += data
+            return answer
+
+    async with asyncio.timeout(20), http_server(PlainTextResponse("ok"), None, path):
+        path.chmod(0o666)
+        refused = await asked(54321)
+        assert refused.startswith(b"HTTP/1.1 403")
+        assert b"uid 54321 may not use this daemon" in refused
+        assert refused.count(b"HTTP/1.1") == 1
+        assert (await asked(0)).endswith(b"ok")
+    assert "closed an HTTP connection: uid 54321" in caplog.text
+    assert "Traceback" not in caplog.text

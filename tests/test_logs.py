@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ecd.logs import JsonFormatter, TextFormatter, set_up_logs
+from ecd.logs import JsonFormatter, LimitedLog, TextFormatter, set_up_logs
 
 
 def record(message: str, *args: object, **about: object) -> logging.LogRecord:
@@ -65,3 +65,25 @@ def test_it_goes_to_standard_error(root_logger: logging.Logger, capsys: pytest.C
     logging.getLogger("ecd.x").warning("this", extra={"session": 1})
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["session"] == 1
+
+
+def test_more_lines_than_so_many_a_second_are_told_as_a_number(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("ecd.logs.monotonic", lambda: now)
+    log = logging.getLogger("ecd.test")
+    lines = LimitedLog(log, "guests", 2.0)
+    with caplog.at_level(logging.INFO, "ecd.test"):
+        for number in range(10):
+            lines.write(logging.INFO, "guest %d", number, extra={"session": number})
+        now += 1.0
+        lines.write(logging.ERROR, "the last guest")
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("INFO", "guest 0"),
+        ("INFO", "guest 1"),
+        ("INFO", "guest 2"),
+        ("WARNING", "7 lines about guests were left out"),
+        ("ERROR", "the last guest"),
+    ]
+    assert caplog.records[1].session == 1  # type: ignore[attr-defined]

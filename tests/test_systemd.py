@@ -95,6 +95,11 @@ def test_a_crash_leaves_no_image_of_memory_on_the_disk(role: str) -> None:
     assert "\nWatchdogSec=" in unit  # which ends it with SIGABRT
 
 
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_there_are_descriptors_for_all_connections(role: str) -> None:
+    assert "\nLimitNOFILE=65536\n" in (HOME / "systemd" / f"ecd-{role}.service").read_text()
+
+
 def test_installing_again_keeps_the_settings(root: Path) -> None:
     mine = root / "etc/ecd/edge.yaml"
     mine.write_text("model: mine\n")

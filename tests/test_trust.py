@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ from ecd.lab.trace import load_trace
 NAME = "qwen-coder-greedy"
 REPLAY = f"replay:{NAME}"
 LIMIT_S = 30.0
+# Of frames that a hostile tenant sends as fast as the link takes them; flooder.py says what they are.
+KINDS = ("hints", "long", "pings", "opens")
 TRACE = load_trace(find_file("traces", NAME))
 LONGEST = max(TRACE.recordings, key=lambda each: len(each.target_ids))
 
@@ -217,45 +220,69 @@ def test_a_cloud_whose_files_cannot_be_used_does_not_start(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.slow
-def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> None:
-    """1,000 connections that never finish the handshake, and a tenant that sends hints at full speed."""
+@contextmanager
+def flooding(site: Site, cloud: DaemonProcess, token: str, kind: str) -> Iterator[None]:
+    """1,000 connections that never finish the handshake, and a tenant that sends frames of that kind."""
+    command = [sys.executable, str(Path(__file__).with_name("flooder.py")), address_of(cloud)]
+    before, charged = cloud.call("stats"), hinted(cloud)
+    arguments = [str(site.authority.ca), NAME, token, "1000", kind]
+    with subprocess.Popen([*command, *arguments]) as flooder:
+        try:
+            # More than a second's worth: it is held back from here on.
+            until(lambda: hinted(cloud) > charged + 8000)
+            until(lambda: cloud.call("stats")["connections_refused"] > before["connections_refused"] + 100)
+            charged = hinted(cloud)
+            yield
+            assert flooder.poll() is None, "it ended by itself"
+        finally:
+            flooder.kill()
+    assert hinted(cloud) > charged
+    # When it is over nothing is left of it.
+    until(lambda: cloud.call("status")["connections"] == 1)
+
+
+def flooded_shares(site: Site, rounds: int, answers: int) -> dict[str, list[float]]:
+    """Of its speed alone, what a well-behaved tenant keeps under each kind of flood, round by round.
+
+    The one is measured right before the other, since a machine becomes busier and idler by itself.
+    """
     good, hostile = site.token("create", "good"), site.token("create", "hostile")
-    with (
-        site.cloud("--step-ms", "20") as cloud,
-        site.edge(cloud, good, "--draft-ms", "4") as edge,
-    ):
+    shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    with site.cloud("--step-ms", "20") as cloud, site.edge(cloud, good, "--draft-ms", "4") as edge:
 
         def tokens_per_s() -> float:
-            results = [answer(edge, max_tokens=64) for _ in range(8)]
+            results = [answer(edge, max_tokens=64) for _ in range(answers)]
             for result in results:
                 assert tuple(result["token_ids"]) == LONGEST.target_ids[:64]
-            seconds = sum(result["stats"]["total_ms"] for result in results) / 1000
-            return sum(result["usage"]["completion_tokens"] for result in results) / seconds
+            return statistics.median(
+                1000 * result["usage"]["completion_tokens"] / result["stats"]["total_ms"]
+                for result in results
+            )
 
-        answer(edge, max_tokens=64)  # what pacing goes by is measured with the first
-        alone = tokens_per_s()
-        # Less urgent, since in earnest it would not run on this machine.
-        command = ["nice", sys.executable, str(Path(__file__).with_name("flooder.py"))]
-        ca = str(site.authority.ca)
-        with subprocess.Popen([*command, address_of(cloud), ca, NAME, hostile, "1000"]) as flooder:
-            try:
-                until(lambda: hinted(cloud) > 8000)
-                until(lambda: cloud.call("stats")["connections_refused"] > 100)
-                before = cloud.call("stats")
-                flooded = tokens_per_s()
-                after = cloud.call("stats")
-            finally:
-                flooder.kill()
-        assert flooder.returncode == -signal.SIGKILL, "it ended by itself"
-        assert hinted(cloud) - before["tenants"]["hostile"]["charged_hints"] > 4000
-        assert after["connections_refused"] > before["connections_refused"]
-        assert after["tenants"]["good"]["refused"] == 0
+        tokens_per_s()  # what pacing goes by is measured with the first
+        for _ in range(rounds):
+            for kind in KINDS:
+                alone = tokens_per_s()
+                with flooding(site, cloud, hostile, kind):
+                    flooded = tokens_per_s()
+                shares[kind].append(flooded / alone)
+                print(f"{kind}: {alone:.1f} tokens/s alone, {flooded:.1f} in the flood")
+        assert cloud.call("stats")["tenants"]["good"]["refused"] == 0
         assert edge.call("status")["link"]["connects"] == 1
-        # When it is over nothing is left of it.
-        until(lambda: cloud.call("status")["connections"] == 1)
-        # Before and behind: the machine may have become busier by itself.
-        alone = min(alone, tokens_per_s())
-        print(f"{alone:.1f} tokens/s alone, {flooded:.1f} in the flood: {flooded / alone:.3f}")
-        assert flooded >= 0.8 * alone
         assert not re.search("Traceback", cloud.log.read_text())
+    return shares
+
+
+@pytest.mark.slow
+def test_a_flood_of_any_kind_leaves_a_well_behaved_tenant_its_answers(site: Site) -> None:
+    """That it leaves 80 % of the speed is for a machine with room for the flooder too: the next test."""
+    shares = flooded_shares(site, rounds=1, answers=4)
+    assert statistics.median(share for each in shares.values() for share in each) > 0.25
+
+
+@pytest.mark.large
+def test_a_flood_leaves_a_well_behaved_tenant_most_of_its_speed(site: Site) -> None:
+    shares = flooded_shares(site, rounds=5, answers=8)
+    medians = {kind: statistics.median(each) for kind, each in shares.items()}
+    print(medians)
+    assert min(medians.values()) >= 0.8

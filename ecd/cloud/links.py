@@ -4,6 +4,7 @@ Knows links and tenants; not sessions, nor what messages mean.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
@@ -11,10 +12,15 @@ from typing import Any
 
 from ecd.cloud.tenants import Tenant, Tenants
 from ecd.errors import AuthError, LimitExceeded
+from ecd.logs import LimitedLog
 from ecd.trust.settings import Limits
 from ecd.trust.tokens import Token
 from ecd.wire.link import Link
 
+log = logging.getLogger(__name__)
+
+# Lines of the log that a tenant may cause.
+LINES_PER_S = 20.0
 # So many bytes cost a tenant as much as a hint: long frames take their time too.
 CHARGED_BYTES = 256
 # What a peer may make us hold before it is asked what its tenant holds in all.
@@ -53,6 +59,7 @@ class Links:
         self._number_of: dict[Link, int] = {}
         self._tenant_of: dict[Link, Tenant] = {}
         self._carried = Carried()
+        self._logs: dict[str, LimitedLog] = {}
 
     def __len__(self) -> int:
         return len(self._number_of)
@@ -64,7 +71,7 @@ class Links:
     def add(self, link: Link) -> None:
         """A new connection, which has still to shake hands."""
         self._number_of[link] = next(self._numbers)
-        link.toll = self._toll
+        link.toll, link.wait_s = self._toll, self._wait_s
 
     def enter(self, link: Link) -> None:
         """Notes who is at the link's other end and what it may use; ends the link when that is nothing."""
@@ -75,6 +82,8 @@ class Links:
             link.close(e.code, str(e))
             return
         self._tenant_of[link] = self._tenants.enter(name, token.limits if token else Limits(), monotonic())
+        if name not in self._logs:
+            self._logs[name] = LimitedLog(log, f"the tenant {name!r}" if name else "edges", LINES_PER_S)
 
     def entered(self, link: Link) -> bool:
         """Whether it came as far as that."""
@@ -95,10 +104,12 @@ class Links:
         for link in list(self._tenant_of):
             self.enter(link)
 
-    def about(self, link: Link) -> dict[str, Any]:
-        """What log lines name a link by."""
-        about = {"connection": self._number_of.get(link), "peer": link.peername}
-        return about | ({"tenant": link.connection.tenant} if link.connection.tenant else {})
+    def tell(self, link: Link, line: str, *details: object, **about: int) -> None:
+        """Logs what became of a link that has entered, or of what `about` names on it."""
+        name = link.connection.tenant
+        whose = {"tenant": name} if name else {}
+        extra = {"connection": self._number_of.get(link), "peer": link.peername, **whose, **about}
+        self._logs[name].write(logging.INFO, line, *details, extra=extra)
 
     def stats(self) -> dict[str, Any]:
         """What all have carried since the start, and the tenants."""
@@ -107,18 +118,22 @@ class Links:
             told.add(link)
         return {"tenants": self._tenants.stats(), **asdict(told)}
 
-    def _toll(self, link: Link, size: int, frames: int) -> float:
-        """After each read: for how long nothing more is to be read, seconds."""
+    def _wait_s(self, link: Link) -> float:
+        """For how long nothing more is to be done for it, seconds."""
+        tenant = self._tenant_of.get(link)
+        # One that is not let in yet: the handshake has limits of its own.
+        return 0.0 if tenant is None else tenant.wait_s(monotonic())
+
+    def _toll(self, link: Link, size: int, frames: int) -> None:
+        """After each read."""
         tenant = self._tenant_of.get(link)
         if tenant is None:
-            return 0.0  # not let in yet: the handshake has limits of its own
-        now = monotonic()
+            return
         if size:
-            tenant.charge(max(1, frames) + size // CHARGED_BYTES, now)
+            tenant.charge(max(1, frames) + size // CHARGED_BYTES, monotonic())
         if link.held_bytes > SMALL_BYTES:
             held = sum(each.held_bytes for each, of in self._tenant_of.items() if of is tenant)
             try:
                 tenant.check_held(held)
             except LimitExceeded as e:
                 link.close(e.code, str(e))
-        return tenant.wait_s(now)

@@ -16,6 +16,7 @@ from typing import Any
 from ecd.cloud.admission import Admission, source_of
 from ecd.daemon import background
 from ecd.errors import ConfigError, DaemonError
+from ecd.logs import LimitedLog
 from ecd.trust.bucket import TokenBucket
 from ecd.trust.settings import CloudTls
 from ecd.trust.tls import cloud_context, why_cloud_failed
@@ -52,8 +53,7 @@ class Listener:
         self._context = None if tls is None else cloud_context(tls)
         self._handshake_s = handshake_s
         self._accepts = TokenBucket.full(ACCEPTS_PER_S, monotonic())
-        self._lines = TokenBucket.full(LINES_PER_S, monotonic())
-        self._untold = 0
+        self._lines = LimitedLog(log, "connections that came to nothing", LINES_PER_S)
         self.handshakes_failed = 0
 
     def reload(self) -> None:
@@ -108,7 +108,7 @@ class Listener:
                 connections.create_task(self._serve(sock, source))
             else:
                 sock.close()
-                self._tell("a connection was refused: %s", refusal)
+                self._lines.write(logging.WARNING, "a connection was refused: %s", refusal)
 
     async def _serve(self, sock: socket.socket, source: str) -> None:
         """One connection from its first byte to its last."""
@@ -125,11 +125,11 @@ class Listener:
             await links[-1].ended.wait()
             closed = links[-1].closed
             if closed is not None and links[-1].connection.peer is None:
-                self._tell("a connection from %s came to nothing: %s", source, closed.message)
+                self._came_to_nothing(source, closed.message)
         except OSError as e:
             self.handshakes_failed += 1
             sock.close()
-            self._tell("a connection from %s came to nothing: %s", source, why_cloud_failed(e))
+            self._came_to_nothing(source, why_cloud_failed(e))
             for link in links:
                 # It never began, and nobody else will tell it that it is over.
                 link.connection_lost(e)
@@ -139,16 +139,8 @@ class Listener:
         finally:
             self._admission.leave(source)
 
-    def _tell(self, line: str, *details: object) -> None:
-        now = monotonic()
-        if self._lines.wait_s(now):
-            self._untold += 1
-            return
-        self._lines.take(1, now)
-        if self._untold:
-            log.warning("%d lines about connections that came to nothing were left out", self._untold)
-            self._untold = 0
-        log.warning(line, *details)
+    def _came_to_nothing(self, source: str, why: str) -> None:
+        self._lines.write(logging.WARNING, "a connection from %s came to nothing: %s", source, why)
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

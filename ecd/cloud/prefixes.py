@@ -1,11 +1,13 @@
 """Tokens of texts that went over the wire, so that an OPEN need not bring them again.
 
 Pure; knows token ids and hashes, not what an engine has cached for them. Blocks that a tenant's texts have in
-common are kept once. What one tenant sent is not there for another, which could else ask what was said.
+common are kept once. What one tenant sent is not there for another, which could else ask what was said; nor
+can a tenant take the room that is another's share.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ecd.errors import BadRequest, UnknownPrefix
 from ecd.wire.prefix import BLOCK_TOKENS, ROOT, blocks, unpack
@@ -14,29 +16,49 @@ from ecd.wire.prefix import BLOCK_TOKENS, ROOT, blocks, unpack
 MAX_BLOCKS = 1 << 16
 
 
+class Known(NamedTuple):
+    """The beginning of a text that needs no hashing any more: so many tokens, and the hash of them all."""
+
+    length: int = 0
+    hash: bytes = ROOT
+
+
+NOTHING = Known()
+
+
 class Prefixes:
-    """Texts in blocks, each by the hash of all up to its end; the least recently used blocks go first."""
+    """Texts in blocks, each by the hash of all up to its end.
+
+    Where there are too many the tenant that has most loses those that it used least recently.
+    """
 
     def __init__(self, max_blocks: int = MAX_BLOCKS):
         self._max_blocks = max_blocks
-        # By tenant and hash, each with the hash of the block before it. Within a text the earlier blocks are
-        # the newer ones, since the later ones are of no use without them.
-        self._blocks: OrderedDict[tuple[str, bytes], tuple[bytes, bytes]] = OrderedDict()
+        # By tenant, and then by hash, each with the hash of the block before it. Within a text the earlier
+        # blocks are the newer ones, since the later ones are of no use without them.
+        self._of: dict[str, OrderedDict[bytes, tuple[bytes, bytes]]] = {}
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return sum(map(len, self._of.values()))
 
-    def remember(self, tenant: str, tokens: Sequence[int]) -> None:
-        """Keeps the whole blocks of a tenant's text."""
-        before, chain = ROOT, []
-        for block_hash, packed in blocks(tokens):
-            chain.append(((tenant, block_hash), (before, packed)))
+    def remember(self, tenant: str, tokens: Sequence[int], known: Known = NOTHING) -> Known:
+        """Keeps the whole blocks of a tenant's text; gives what is then known of it.
+
+        `known`: what was of its beginning, which is not hashed again if it is still there.
+        """
+        own = self._of.setdefault(tenant, OrderedDict())
+        if known.hash not in own:
+            known = NOTHING
+        before, chain = known.hash, []
+        for block_hash, packed in blocks(tokens, known.length, known.hash):
+            chain.append((block_hash, (before, packed)))
             before = block_hash
-        for name, block in reversed(chain):
-            self._blocks[name] = block
-            self._blocks.move_to_end(name)
-        while len(self._blocks) > self._max_blocks:
-            self._blocks.popitem(last=False)
+        for block_hash, block in reversed(chain):
+            own[block_hash] = block
+            own.move_to_end(block_hash)
+        self._walk(own, known)
+        self._make_room()
+        return Known(known.length + len(chain) * BLOCK_TOKENS, before)
 
     def resolve(self, tenant: str, prefix_hash: bytes | None, length: int) -> tuple[int, ...]:
         """The `length` tokens with this hash.
@@ -46,11 +68,27 @@ class Prefixes:
         """
         if length % BLOCK_TOKENS:
             raise BadRequest(f"prefix_len {length} is not a multiple of {BLOCK_TOKENS}")
-        found: list[bytes] = []
-        at = prefix_hash or ROOT
-        while len(found) * BLOCK_TOKENS < length and (tenant, at) in self._blocks:
-            at, packed = self._blocks[tenant, at]
-            found.append(packed)
-        if at != ROOT or len(found) * BLOCK_TOKENS != length:
+        found = self._walk(self._of.get(tenant, OrderedDict()), Known(length, prefix_hash or ROOT))
+        if found is None:
             raise UnknownPrefix(f"this cloud does not hold these {length} tokens; send the whole prompt")
-        return tuple(token for packed in reversed(found) for token in unpack(packed))
+        return unpack(b"".join(reversed(found)))
+
+    def _walk(self, own: OrderedDict[bytes, tuple[bytes, bytes]], known: Known) -> list[bytes] | None:
+        """The blocks of a beginning, the last one first, which count as used now; None: they are not held."""
+        found: list[bytes] = []
+        at = known.hash
+        while len(found) * BLOCK_TOKENS < known.length and at in own:
+            own.move_to_end(at)
+            at, packed = own[at]
+            found.append(packed)
+        return found if at == ROOT and len(found) * BLOCK_TOKENS == known.length else None
+
+    def _make_room(self) -> None:
+        excess = len(self) - self._max_blocks
+        while excess > 0:
+            holding = [own for own in self._of.values() if own]
+            most = max(holding, key=len)
+            # Down to a share at once: whoever has most has more than that.
+            for _ in range(min(excess, len(most) - self._max_blocks // len(holding))):
+                most.popitem(last=False)
+                excess -= 1

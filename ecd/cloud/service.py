@@ -7,7 +7,6 @@ is handed.
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, process_time, time
@@ -18,7 +17,7 @@ from ecd.cloud.batcher import Batcher
 from ecd.cloud.engine_thread import EngineThread
 from ecd.cloud.links import Links
 from ecd.cloud.overheard import begun
-from ecd.cloud.prefixes import Prefixes
+from ecd.cloud.prefixes import NOTHING, Known, Prefixes
 from ecd.cloud.session import Audited, Committed, Session, Vocabulary
 from ecd.cloud.verifier import StepResult, Verifier
 from ecd.errors import BadRequest, Code, EcdError
@@ -50,12 +49,12 @@ from ecd.wire.messages import (
 )
 from ecd.wire.prefix import BLOCK_TOKENS
 
-log = logging.getLogger(__name__)
-
 Address = tuple[Link, int]
 
 # So long must nobody have wanted anything before idle time is used.
 IDLE_S = 0.25
+# A session's beginning and end take the loop as long as so many hints.
+OPENING = 8
 
 
 class CloudService:
@@ -90,6 +89,8 @@ class CloudService:
         self._by_key: dict[int, Address] = {}
         self._to_forget: list[int] = []
         self._prefixes = Prefixes()
+        # Of each session's prompt.
+        self._known: dict[int, Known] = {}
         self._prepared = True
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -257,7 +258,8 @@ class CloudService:
         address = link, stream = self._by_key.pop(key)
         session = self._batcher.get(key)
         if session is not None:
-            log.info(
+            self._links.tell(
+                link,
                 "session ended: %s; %d tokens of %d, %d forwards, %d of %d hints accepted",
                 readable(why),
                 len(session.tokens) - session.prompt_len,
@@ -265,10 +267,12 @@ class CloudService:
                 session.forwards,
                 session.accepted,
                 session.verified,
-                extra={**self._links.about(link), "session": key, "stream": stream},
+                session=key,
+                stream=stream,
             )
+            known = self._known.pop(key)
             # Not at once: the next step is not to wait for it.
-            self._loop.call_soon(self._prefixes.remember, link.connection.tenant, session.tokens)
+            self._loop.call_soon(self._prefixes.remember, link.connection.tenant, session.tokens, known)
         del self._by_address[address]
         if self._assist is not None:
             self._assist.forget(*address)
@@ -286,16 +290,15 @@ class CloudService:
             case Connected():
                 self._links.enter(link)
                 who, agent = link.connection.tenant or "an edge", readable(event.peer.agent[:100])
-                about = self._links.about(link)
-                log.info("%s connected from %s (%s)", who, link.peername, agent, extra=about)
+                self._links.tell(link, "%s connected from %s (%s)", who, link.peername, agent)
             case Received():
                 self._on_message(link, event.message)
             case PeerDraining():
-                log.info("edge opens no more sessions: %s", event.message, extra=self._links.about(link))
+                self._links.tell(link, "edge opens no more sessions: %s", event.message)
             case Closed():
                 # Those that never came in are the listener's to tell of.
                 if self._links.entered(link):
-                    log.info("edge left: %s", event.message, extra=self._links.about(link))
+                    self._links.tell(link, "edge left: %s", event.message)
                 for key in [k for k, (owner, _) in self._by_key.items() if owner is link]:
                     self._forget(key, "the edge left")
                 self._links.leave(link)
@@ -339,15 +342,16 @@ class CloudService:
         self._changed.set()
 
     def _open(self, link: Link, message: Open) -> None:
-        tenant = self._links.tenant(link)
+        tenant, known = self._links.tenant(link), NOTHING
         try:
             tenant.check_open(message.prefix_len + len(message.prompt))
             self._batcher.check_fits(message.prefix_len + len(message.prompt), message.max_tokens)
             # A short frame that asks for as much work as a long one.
-            tenant.charge(message.prefix_len // BLOCK_TOKENS, monotonic())
+            tenant.charge(OPENING + message.prefix_len // BLOCK_TOKENS, monotonic())
             if message.prefix_len and message.prompt:
                 prefix = self._prefixes.resolve(tenant.name, message.prefix_hash, message.prefix_len)
                 message = replace(message, prompt=(*prefix, *message.prompt))
+                known = Known(message.prefix_len, message.prefix_hash or b"")
             key = next(self._keys)
             session = begun(
                 Journal(self.ring, key),
@@ -361,7 +365,7 @@ class CloudService:
         except EcdError as e:
             link.send(Reset(message.stream, e.code, str(e)))
             return
-        self._prefixes.remember(tenant.name, message.prompt)
+        self._known[key] = self._prefixes.remember(tenant.name, message.prompt, known)
         tenant.opened()
         self._by_address[link, message.stream] = key
         self._by_key[key] = (link, message.stream)

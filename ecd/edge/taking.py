@@ -23,6 +23,7 @@ from ecd.edge.run_args import AnswerSettings, patience_us
 from ecd.edge.service import EdgeService
 from ecd.errors import AuthError, BadRequest, Code, DaemonError, EcdError, UnknownPrefix
 from ecd.logprobs import check_top
+from ecd.logs import LimitedLog
 from ecd.sampling import Sampling
 from ecd.text import check_stop
 from ecd.wire.connection import Closed, Connected, Connection, Event, Received, Settings
@@ -31,7 +32,18 @@ from ecd.wire.messages import Credit, Finish, Kv, Open, Origin, Reset, Tokens
 
 log = logging.getLogger(__name__)
 
+# Connections over TCP, and lines about those that are too many.
+MOST_LINKS = 64
+LINES_PER_S = 1.0
 ACCEPTED = Origin.DRAFT_ACCEPTED.label
+
+
+class _Full(asyncio.Protocol):
+    """In the place of a link that there is no room for."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 class Taking:
@@ -43,10 +55,21 @@ class Taking:
         self._pace = pace
         self._answers: dict[tuple[Link, int], Answer] = {}
         self._relays: set[asyncio.Task[None]] = set()
+        self._from_afar: set[Link] = set()
+        self._lines = LimitedLog(log, "hand-overs that were refused", LINES_PER_S)
 
     def protocol(self) -> Link:
         """The asyncio protocol of one accepted connection."""
         return Link(Connection(self._settings, monotonic()), self._on_event)
+
+    def from_afar(self) -> asyncio.BaseProtocol:
+        """Likewise over TCP, where anybody may knock: at most MOST_LINKS of them."""
+        if len(self._from_afar) >= MOST_LINKS:
+            self._lines.write(logging.WARNING, "a hand-over was refused: there are %d links", MOST_LINKS)
+            return _Full()
+        link = self.protocol()
+        self._from_afar.add(link)
+        return link
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
@@ -66,6 +89,7 @@ class Taking:
                     case _:
                         log.debug("ignored %s", type(message).__name__, extra=answer.about)
             case Closed():
+                self._from_afar.discard(link)
                 for address in [address for address in self._answers if address[0] is link]:
                     self._cancel(self._answers[address])
             case _:
@@ -179,7 +203,7 @@ async def handover(config: EdgeConfig, taking: Taking) -> AsyncIterator[int | No
     try:
         if config.handover is not None:
             try:
-                servers.append(await loop.create_server(taking.protocol, *split_address(config.handover)))
+                servers.append(await loop.create_server(taking.from_afar, *split_address(config.handover)))
             except OSError as e:
                 raise DaemonError(
                     f"cannot listen on {config.handover}: {e.strerror}; choose another `handover`"

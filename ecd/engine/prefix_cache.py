@@ -4,6 +4,7 @@ Pure: what a state is and how it comes out of an engine is not known here. Edge 
 differ in what a prefix must be so that the same is computed behind it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -88,7 +89,10 @@ class Saved:
 
 
 class PrefixCache:
-    """Saved states of at most `max_bytes` together; what was not used for longest goes first."""
+    """Saved states of at most `max_bytes` together.
+
+    Where there are too many the tenant that has most loses what it did not use for longest.
+    """
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -128,7 +132,16 @@ class PrefixCache:
         self.size_bytes = sum(saved.size_bytes for saved in self._saved)
         gone: list[Saved] = []
         while self.size_bytes > self.max_bytes:
-            oldest = self._saved.pop(0)
-            self.size_bytes -= oldest.size_bytes
-            gone.append(oldest)
+            gone.append(self._oldest_of_most(new))
+            self._saved.remove(gone[-1])
+            self.size_bytes -= gone[-1].size_bytes
         return gone
+
+    def _oldest_of_most(self, new: Saved) -> Saved:
+        """What has to go for `new`. Where a tenant has most by that alone, the oldest of all."""
+        held: Counter[str] = Counter()
+        for saved in self._saved:
+            held[saved.text.tenant] += saved.size_bytes
+        most = max(held, key=held.__getitem__)
+        others = [saved for saved in self._saved if saved is not new]
+        return next((saved for saved in others if saved.text.tenant == most), others[0])

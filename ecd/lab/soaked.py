@@ -12,6 +12,8 @@ from typing import Any
 
 # What resident memory may grow by between warm-up and end: allocators breathe.
 MAX_GROWTH_BYTES = 12 << 20
+# A soak of so long that tells nothing of a daemon's memory has not shown what it was made for.
+JUDGED_S = 600.0
 
 
 class Outcome(StrEnum):
@@ -104,7 +106,13 @@ class Soaked:
                 found.append(f"{held.name}: {count} times in its log: {exception}")
             if held.growth_bytes is not None and held.growth_bytes > MAX_GROWTH_BYTES:
                 found.append(f"{held.name}: memory grew by {_mib(held.growth_bytes)} MiB after the warm-up")
+        if self.seconds >= JUDGED_S:
+            found += [f"{name}: no figure for its memory after the warm-up" for name in self._not_judged()]
         return found
+
+    def _not_judged(self) -> list[str]:
+        """The daemons of whose memory it tells nothing."""
+        return [held.name for held in self.daemons if held.growth_bytes is None]
 
     def pause_s(self) -> dict[str, float]:
         """Percentiles of resumed answers' longest waits, seconds; empty when none was resumed."""
@@ -146,9 +154,11 @@ class Soaked:
                 f"{held.idle_tasks:>10}  {held.left_tasks:>4}   {held.left_sessions:>13}   "
                 f"{_mib(held.early_bytes):>9}  {_mib(held.late_bytes):>6}   {held.states_lost:>11}"
             )
+        memory = f"memory flat within {MAX_GROWTH_BYTES >> 20} MiB after the warm-up"
+        if names := self._not_judged():
+            memory += f", not judged of {', '.join(names)}"
         verdict = [f"NOT AS PROMISED: {problem}" for problem in self.problems()] or [
-            "as promised: no answer wrong, failed or hung; no session, fd or task left over; "
-            f"memory flat within {MAX_GROWTH_BYTES >> 20} MiB after the warm-up"
+            f"as promised: no answer wrong, failed or hung; no session, fd or task left over; {memory}"
         ]
         return "\n".join([*lines, "", *verdict])
 

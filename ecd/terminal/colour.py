@@ -5,13 +5,14 @@ Owns the colours and when there are any. Knows events of `run`, and neither call
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TextIO
 
 import click
+
+from ecd.control_characters import CONTROL_IN_TEXT
 
 # The target's own words look as text always does, and what differs from them stands out.
 STYLES: Mapping[str, Mapping[str, Any]] = {
@@ -20,8 +21,6 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "edge-confident": {"fg": "yellow"},
     "edge-offline": {"fg": "magenta", "underline": True},
 }
-# All of C0 but tab and newline, DEL and C1: what a terminal would obey rather than show.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
@@ -31,13 +30,13 @@ def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) ->
 
 def harmless(text: str) -> str:
     """Text without control characters, so that no answer can move the cursor or set the clipboard."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return CONTROL_IN_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def json_line(value: Any) -> str:
     """JSON in which DEL and C1 are escaped as C0 is, so that a terminal obeys nothing in it."""
     line = json.dumps(value, ensure_ascii=False)
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return CONTROL_IN_TEXT.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def coloured(event: Mapping[str, Any]) -> str:

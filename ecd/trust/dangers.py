@@ -1,13 +1,18 @@
-"""What settings leave open to other machines: refused, or with `insecure` warned of at each start.
+"""What settings leave open: to other machines, which is refused or with `insecure` warned of at each start;
+to others on this one, which is warned of.
 
 Owns what counts as a danger, and what is said of it: each a sentence with what to do instead. Pure.
 """
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from ecd.addresses import is_loopback, split_address
 from ecd.trust.settings import CloudTls, EdgeTls
+
+# What others than its owner may not do with a file that holds secrets; the group may read it.
+FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
 def refuse(dangers: Sequence[str], insecure: bool) -> None:
@@ -56,6 +61,26 @@ def handover_dangers(setting: str, host: str) -> list[str]:
     return [
         f"{setting} {host} is not this machine and what is handed over is not encrypted; "
         "go through a tunnel on loopback"
+    ]
+
+
+def open_handover(handover: str, token: str | None) -> list[str]:
+    """Whoever reaches that address may have answers written here: on loopback every user of the machine."""
+    if token is not None:
+        return []
+    return [
+        f"whoever reaches handover {handover}, be it another user of this machine, may hand answers over "
+        "(no `token`); set the same `token` at these edges, or leave `handover` out for the Unix socket"
+    ]
+
+
+def open_file(file: Path, mode: int, secrets: Sequence[str]) -> list[str]:
+    """Settings with secrets, by their names, in a file of that mode."""
+    if not secrets or not mode & FORBIDDEN_MODE:
+        return []
+    return [
+        f"{file} holds {' and '.join(f'`{name}`' for name in secrets)} and others than its owner could read "
+        f"or change it (mode {stat.S_IMODE(mode):04o}); `chmod 600 {file}`"
     ]
 
 

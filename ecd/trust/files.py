@@ -15,13 +15,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ecd.errors import ConfigError
+from ecd.trust.dangers import FORBIDDEN_MODE
 from ecd.trust.tokens import Token, Tokens
 
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 4 << 20
-# What others than the owner may not do: read, write or run it; the group may read.
-FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
 def read_private(path: Path, setting: str) -> bytes:

@@ -42,8 +42,9 @@ class Limits(BaseModel):
     """What one tenant may use, over all its connections; None: as much as there is.
 
     `sessions`: open at once, running or waiting. `prompt_tokens`: of one session. `hints_per_s`: hints; each
-    frame, each 256 bytes and each 64 tokens of a known prefix counted as one more. `rejected_per_s`: hints
-    that were verified in vain. `bytes_in_flight`: what the cloud holds for it, unsent or not complete yet.
+    frame, each 256 bytes and each 64 tokens of a known prefix counted as one more, each OPEN as 8.
+    `rejected_per_s`: hints that were verified in vain. `bytes_in_flight`: what the cloud holds for it, unsent
+    or not complete yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

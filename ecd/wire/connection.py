@@ -51,6 +51,8 @@ FRAME_S = 60.0
 MAX_STREAM = (1 << 31) - 1
 MAX_UNANSWERED_PINGS = 16
 MAX_REASON_CHARACTERS = 4096
+# With its length. What it tells of a load is kept, and shown with everything else that is known of a link.
+MAX_PONG_BYTES = 4096
 
 
 class Role(Enum):
@@ -256,6 +258,12 @@ class Connection:
             self._frame_began = now
         return self._take_events()
 
+    def not_heard(self, now: float) -> None:
+        """Until now nobody listened to the peer: it was neither silent nor late with the rest of a frame."""
+        self._heard_at = now
+        if self._frame_began is not None:
+            self._frame_began = now
+
     def timeout(self, now: float) -> list[Event]:
         """Does what is due at `now`; call it when `next_timer` says so."""
         if self.state is State.CLOSED:
@@ -386,6 +394,8 @@ class Connection:
             case Ping():
                 self._queue(Pong(0, message.cookie, self.load()))
             case Pong():
+                if size > MAX_PONG_BYTES:
+                    raise ProtocolError(f"a PONG of {size} bytes is over the limit of {MAX_PONG_BYTES}")
                 self._on_pong(message, now)
             case Goaway():
                 if not self.peer_draining:

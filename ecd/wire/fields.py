@@ -4,17 +4,16 @@ Owns the plain types, lists, optional values and packed ids. Knows no message: t
 one message has, are in `messages`.
 """
 
-import re
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from ecd.control_characters import CONTROL
 from ecd.wire.frames import is_uint, pack_ids, unpack_ids
 
 # What a peer tells of itself is shown to others, in frames, as JSON and on terminals. Encoders have no room
 # for more than some hundred levels, and terminals obey control characters: C0, DEL and C1.
 MAX_MAP_DEPTH = 16
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Codec(NamedTuple):

@@ -104,9 +104,10 @@ class Link(asyncio.Protocol):
         self.connection = connection
         self.traffic = Traffic()
         self.peername = "?"
-        # Given the bytes that were just read, and the frames that they completed: seconds for which nothing
-        # more is to be read.
-        self.toll: Callable[[Link, int, int], float] = lambda link, size, frames: 0.0
+        # Told the bytes that were just taken in, and the frames that they completed.
+        self.toll: Callable[[Link, int, int], None] = lambda link, size, frames: None
+        # Seconds for which nothing more is to be read of the peer, nor done for it.
+        self.wait_s: Callable[[Link], float] = lambda link: 0.0
         # Why the connection is over, and then that the transport is gone.
         self.closed: Closed | None = None
         self.ended = asyncio.Event()
@@ -120,6 +121,8 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._stuck: asyncio.TimerHandle | None = None
         self._unread = b""
+        # What has come and is not to be done yet.
+        self._held_back: list[Event] = []
         self._reading_on: asyncio.TimerHandle | None = None
         self._last_packet_bytes = (0, 0)
 
@@ -149,7 +152,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         if self._stuck is not None:
             self._stuck.cancel()
-        if self._unread and not self.toll(self, 0, 0):
+        if self._unread and not self._held_back and not self.wait_s(self):
             self._after(self.connection.receive(self._unread, monotonic()))
         self._unread = b""
         self.ended.set()
@@ -224,29 +227,42 @@ class Link(asyncio.Protocol):
 
     # -- inside
 
-    def _read_on(self) -> None:
+    def _read_on(self, waited: bool = False) -> None:
         """Takes a piece of what came, and leaves the rest, and all further reading, for when it may go on."""
-        held_back, self._reading_on = self._reading_on is not None, None
-        wait_s = self.toll(self, 0, 0)
-        if self._unread and not wait_s:
+        paused, self._reading_on = self._reading_on is not None, None
+        self.toll(self, 0, 0)
+        if waited:
+            self.connection.not_heard(monotonic())
+        if self._held_back:
+            events, self._held_back = self._held_back, []
+            self._after(events)
+        if self._unread and not self._held_back and not self.wait_s(self):
             piece, self._unread = self._unread[:FAIR_BYTES], self._unread[FAIR_BYTES:]
             frames = self.connection.frames_in
             self._after(self.connection.receive(piece, monotonic()))
-            wait_s = self.toll(self, len(piece), self.connection.frames_in - frames)
+            self.toll(self, len(piece), self.connection.frames_in - frames)
         if self._transport is None or self._transport.is_closing():
             return
-        if wait_s or self._unread:
-            if not held_back:
+        wait_s = self.wait_s(self)
+        if wait_s or self._unread or self._held_back:
+            if not paused:
                 # uvloop would read on and on from a peer that floods.
                 self._transport.pause_reading()
-            self._reading_on = self._loop.call_later(wait_s, self._read_on)
-        elif held_back:
+            self._reading_on = self._loop.call_later(wait_s, self._read_on, wait_s > 0)
+        elif paused:
             self._transport.resume_reading()
 
     def _after(self, events: list[Event]) -> None:
-        for event in events:
-            if self.closed is not None:
-                break  # a handler of an earlier event closed the link
+        waiting = deque(events)
+        # A handler of an earlier event may close the link.
+        while waiting and self.closed is None:
+            if self.wait_s(self):
+                if not isinstance(waiting[-1], Closed):
+                    self._held_back += waiting
+                    break
+                # The end does not wait, and what was to be done before it has no use any more.
+                waiting = deque([waiting[-1]])
+            event = waiting.popleft()
             if isinstance(event, Closed):
                 self.closed = event
             self._on_event(self, event)

@@ -1,6 +1,8 @@
 """Tokens and limits at a service over TCP, with an engine without a model: each tenant pays for itself."""
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 from test_cloud_service import AT_ONCE, FINGERPRINT, LIMIT_S, LIMITS, PATIENT, Edge, Engine
 
 from ecd.cloud.batcher import Batcher
-from ecd.cloud.service import CloudService
+from ecd.cloud.service import OPENING, CloudService
 from ecd.cloud.session import Vocabulary
 from ecd.errors import Code
 from ecd.trust.settings import NO_LIMITS, Limits
@@ -234,6 +236,56 @@ async def test_a_known_prefix_is_charged_by_its_length() -> None:
         assert await finished(guest, stream) == [7, 7, 7]
         # The frame, and the blocks.
         assert cloud.used("guest")["charged_hints"] >= before + 1 + 5
+
+
+async def test_opening_a_known_prefix_again_and_again_is_slowed_down_and_not_refused() -> None:
+    prompt = tuple(range(1, 5 * BLOCK_TOKENS + 1))
+    *_, (known, _) = blocks(prompt)
+    async with running(Tenants(guest=Limits(hints_per_s=400), berlin=Limits())) as cloud:
+        guest, berlin = await cloud.guest("guest"), await cloud.guest("berlin")
+        assert await finished(guest, guest.open(*prompt, 5)) == [7, 7, 7]
+        before, began = cloud.used("guest")["charged_hints"], monotonic()
+        # All in one read: what it is charged for in there must be heeded in there.
+        for _ in range(60):
+            stream = guest.open(5, prefix_hash=known, prefix_len=len(prompt))
+            guest.link.send(Reset(stream, Code.CANCELLED, "changed my mind"))
+        # An edge that has lost its connection asks for all of its answers at once, and gets them.
+        wanted = [guest.open(5, prefix_hash=known, prefix_len=len(prompt)) for _ in range(8)]
+        assert await finished(berlin, berlin.open(1, 2, 3)) == [7, 7, 7]
+        # What the time is worth, and the frames of that one read.
+        assert cloud.used("guest")["charged_hints"] - before < 400 * (1 + monotonic() - began) + 200
+        for stream in wanted:
+            assert await finished(guest, stream) == [7, 7, 7]
+        # A second's worth is there at once.
+        assert monotonic() - began > 68 * (OPENING + 5) / 400 - 1
+        assert cloud.used("guest")["refused"] == 0
+        assert not guest.closed.done()
+
+
+async def test_what_a_tenant_makes_the_log_say_is_limited_and_told_as_a_number(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecd.cloud.links.LINES_PER_S", 5.0)
+    with caplog.at_level(logging.INFO, "ecd.cloud.links"):
+        async with running(Tenants(guest=Limits(), berlin=Limits())) as cloud:
+            guest, berlin = await cloud.guest("guest"), await cloud.guest("berlin")
+            began = monotonic()
+            for _ in range(40):
+                assert await finished(guest, guest.open(1, 2, 3)) == [7, 7, 7]
+            assert await finished(berlin, berlin.open(1, 2, 3)) == [7, 7, 7]
+            took = monotonic() - began
+            await asyncio.sleep(0.5)
+            assert await finished(guest, guest.open(1, 2, 3)) == [7, 7, 7]
+    told = [record for record in caplog.records if getattr(record, "tenant", "") == "guest"]
+    ended = [record for record in told if record.message.startswith("session ended")]
+    assert 1 < len(ended) < 5 + 5 * (took + 1)
+    assert re.search(r"\d+ lines about the tenant 'guest' were left out", caplog.text)
+    (other,) = [
+        each
+        for each in caplog.records
+        if getattr(each, "tenant", "") == "berlin" and each.args[0] == "length"
+    ]
+    assert other.message.startswith("session ended: length")
 
 
 async def test_wrong_hints_are_charged_to_their_tenant() -> None:

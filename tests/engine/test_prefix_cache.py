@@ -170,3 +170,48 @@ class TestCache:
             assert cache.size_bytes == sum(each.size_bytes for each in cache) <= 2000
             texts = [each.text for each in cache]
             assert not any(a.covers(b) for a in texts for b in texts if a is not b)
+
+
+class TestShares:
+    """Room is shared by those who want it: what one tenant keeps takes none of another's share."""
+
+    def test_a_tenant_that_keeps_much_loses_its_own(self) -> None:
+        cache = PrefixCache(10_000)
+        ours = of("berlin", 0)
+        cache.put(ours)
+        for number in range(1, 30):
+            for gone in cache.put(of("guest", number)):
+                assert gone.text.tenant == "guest"
+        assert ours in list(cache)
+
+    def test_who_had_all_of_it_makes_room_for_another(self) -> None:
+        cache = PrefixCache(10_000)
+        for number in range(9):
+            cache.put(of("guest", number))
+        for number in range(4):
+            (gone,) = cache.put(of("berlin", 100 + number))
+            assert gone.text.tenant == "guest"
+        assert [each.text.tenant for each in cache].count("berlin") == 4
+
+    def test_a_state_larger_than_a_share_takes_the_room_of_the_oldest(self) -> None:
+        cache = PrefixCache(10_000)
+        first, second, large = of("berlin", 1), of("berlin", 2), of("guest", 3, 8000)
+        cache.put(first)
+        cache.put(second)
+        assert cache.put(large) == [first]
+        assert list(cache) == [second, large]
+
+    @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(100, 3000)), max_size=40))
+    def test_it_holds_no_more_than_it_may_and_always_the_newest(self, puts: list[tuple[str, int]]) -> None:
+        cache = PrefixCache(8000)
+        for number, (tenant, size) in enumerate(puts):
+            new = of(tenant, number, size)
+            cache.put(new)
+            assert list(cache)[-1] is new
+            assert cache.size_bytes == sum(each.size_bytes for each in cache) <= 8000
+
+
+def of(tenant: str, number: int, state_bytes: int = 1000) -> Saved:
+    """A state of a text that no other begins with."""
+    plain = saved([number], state_bytes)
+    return replace(plain, text=replace(plain.text, tenant=tenant))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ecd.lab.soaked import (
+    JUDGED_S,
     MAX_GROWTH_BYTES,
     Answers,
     Held,
@@ -74,6 +75,15 @@ def test_without_one_right_answer_nothing_is_proven() -> None:
 def test_a_process_that_lived_too_short_tells_nothing_of_memory() -> None:
     short = soaked(replace(CLOUD, early_bytes=None, late_bytes=None))
     assert short.problems() == []
+    assert short.table().endswith("after the warm-up, not judged of cloud")
+
+
+@pytest.mark.parametrize("missing", ["early_bytes", "late_bytes"])
+def test_a_long_soak_that_tells_nothing_of_memory_is_no_good_one(missing: str) -> None:
+    long = replace(soaked(replace(CLOUD, **{missing: None})), seconds=JUDGED_S)
+    assert long.problems() == ["cloud: no figure for its memory after the warm-up"]
+    assert "\nas promised" not in long.table()
+    assert replace(soaked(), seconds=JUDGED_S).problems() == []
 
 
 def test_the_file_has_it_all() -> None:

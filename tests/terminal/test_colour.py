@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecd.control_characters import CONTROL_IN_TEXT
 from ecd.terminal.colour import (
-    CONTROL,
     STYLES,
     coloured,
     harmless,
@@ -97,7 +97,7 @@ def test_the_legend_counts_what_is_there() -> None:
 @given(st.text())
 def test_json_moves_no_cursor_and_says_the_same(text: str) -> None:
     line = json_line({"text": text})
-    assert not CONTROL.search(line)
+    assert not CONTROL_IN_TEXT.search(line)
     assert json.loads(line) == {"text": text}
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from ecd.cloud.links import CHARGED_BYTES
 from ecd.cloud.listener import ACCEPTS_PER_S, REFUSED
+from ecd.cloud.service import OPENING
 from ecd.config import CloudConfig, EdgeConfig, load_config
 from ecd.trust.settings import Limits
 from ecd.wire.connection import FRAME_S, HANDSHAKE_FRAMES
@@ -46,6 +47,7 @@ def test_limits_are_told_with_their_defaults() -> None:
 def test_other_numbers_are_those_of_the_code() -> None:
     assert f"{ACCEPTS_PER_S:g} are accepted per second" in PROSE
     assert f"each {CHARGED_BYTES} bytes and each {BLOCK_TOKENS} tokens of a known prefix" in PROSE
+    assert f"each OPEN as {OPENING}" in PROSE
     assert round(1 / REFUSED) == 10
     assert "a refused one counts as a tenth of one" in PROSE
     assert f"sends a frame in drips | {FRAME_S:g} s after its beginning" in PROSE

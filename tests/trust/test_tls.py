@@ -337,12 +337,12 @@ def test_a_peer_is_held_back_over_tls_and_loses_nothing(
             (link,) = cloud.links
             holding, asked = True, 0
 
-            def toll(link: Link, size: int, frames: int) -> float:
+            def wait_s(link: Link) -> float:
                 nonlocal asked
                 asked += 1
                 return 0.001 if holding else 0.0
 
-            link.toll = toll
+            link.wait_s = wait_s
             frames = link.connection.frames_in
             # Unknown types are ignored, and counted.
             unknown = encode_frame([99, 0, bytes(1000)])

@@ -19,6 +19,7 @@ from ecd.wire.connection import (
     HANDSHAKE_FRAMES,
     HANDSHAKE_ITEMS,
     MAJOR,
+    MAX_PONG_BYTES,
     MAX_REASON_CHARACTERS,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
@@ -565,6 +566,15 @@ class TestKeepAlive:
         assert talk.after(5.9) == []
         assert_failed(talk, talk.after(0.2), Code.TIMEOUT, "silent for 6 s")
 
+    def test_a_peer_that_was_not_listened_to_is_neither_silent_nor_late(self) -> None:
+        talk = connected(Role.CLOUD, ping_interval_s=1000.0, silence_s=6.0)
+        talk.connection.receive(frame(Ping(0, 1))[:3], talk.now)
+        for _ in range(int(3 * FRAME_S / 5)):
+            talk.now += 5.0
+            talk.connection.not_heard(talk.now)
+            assert talk.after(0.0) == []
+        assert_failed(talk, talk.after(6.1), Code.TIMEOUT, "silent for 6 s")
+
     def test_smooths_the_round_trip_time_as_rfc_6298_does(self) -> None:
         talk = Talk(replace(CLOUD, ping_interval_s=10.0, silence_s=1000.0))
         talk.hear(HELLO)
@@ -601,6 +611,19 @@ class TestKeepAlive:
         talk.now = 9.0
         talk.hear(Pong(0, 1, {}))
         assert talk.connection.rtt.smoothed_s == 1.0
+
+    @pytest.mark.parametrize("role", Role)
+    def test_a_pong_that_tells_too_much_ends_the_connection(self, role: Role) -> None:
+        talk = connected(role)
+
+        def pong(size: int) -> Pong:
+            around = len(frame(Pong(0, 1, {"told": "x" * 4000}))) - 4000
+            return Pong(0, 1, {"told": "x" * (size - around)})
+
+        assert talk.hear(pong(MAX_PONG_BYTES)) == []
+        assert talk.connection.peer_load == pong(MAX_PONG_BYTES).load
+        told = talk.hear(pong(MAX_PONG_BYTES + 1))
+        assert_failed(talk, told, Code.PROTOCOL, "a PONG of 4097 bytes is over the limit of 4096")
 
     def test_an_answered_ping_makes_older_ones_void(self) -> None:
         talk = connected(Role.CLOUD, silence_s=100.0)

@@ -33,6 +33,7 @@ from ecd.wire.connection import (
     HANDSHAKE_FRAMES,
     HANDSHAKE_ITEMS,
     MAJOR,
+    MAX_PONG_BYTES,
     MAX_STREAM,
     MAX_UNANSWERED_PINGS,
     MINOR,
@@ -196,6 +197,7 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     limits = dict(table("limit", "value"))
     assert limits["length field"] == f"{LENGTH_BYTES} bytes"
     assert limits["longest body"].startswith(f"{MAX_FRAME_BYTES} bytes")
+    assert limits["longest PONG, with its length field"] == f"{MAX_PONG_BYTES} bytes"
     assert limits["longest body before the handshake is done"].startswith(f"{HANDSHAKE_FRAME_BYTES} bytes")
     assert limits["most items of an array or map, and most arrays and maps in a body"] == str(MAX_ITEMS)
     assert limits["the same before the handshake is done"] == str(HANDSHAKE_ITEMS)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import Any, TypeVar
 
 import pytest
@@ -546,9 +547,8 @@ class TestToll:
             async with raw_edge() as (raw, cloud):
                 pieces: list[int] = []
 
-                def count(link: Link, size: int, frames: int) -> float:
+                def count(link: Link, size: int, frames: int) -> None:
                     pieces.append(frames)
-                    return 0.0
 
                 cloud.link.toll = count
                 ping = encode_frame(to_fields(Ping(0, 1), 2))
@@ -566,12 +566,12 @@ class TestToll:
             async with raw_edge() as (raw, cloud):
                 holding, asked = True, 0
 
-                def hold(link: Link, size: int, frames: int) -> float:
+                def hold(link: Link) -> float:
                     nonlocal asked
                     asked += 1
                     return 0.001 if holding else 0.0
 
-                cloud.link.toll = hold
+                cloud.link.wait_s = hold
                 await raw.say(*(replace(OPEN, stream=number) for number in range(2, 500)))
                 while asked < 20:
                     await asyncio.sleep(0.001)
@@ -582,6 +582,60 @@ class TestToll:
                 assert [e.message.stream for e in cloud.events if isinstance(e, Received)] == list(
                     range(1, 500)
                 )
+
+        run(talk)
+
+    def test_it_stops_inside_a_piece_and_goes_on_where_it_stopped(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                before, most = len(cloud.events), 0
+
+                def one_a_turn(link: Link) -> float:
+                    return 0.001 if len(cloud.events) > most else 0.0
+
+                most = before
+                cloud.link.wait_s = one_a_turn
+                # All of them fit one piece.
+                await raw.say(*(replace(OPEN, stream=number) for number in range(2, 52)))
+                for done in range(1, 51):
+                    await turns_until(lambda done=done: len(cloud.events) == before + done)
+                    most += 1
+                opened = [e.message.stream for e in cloud.events if isinstance(e, Received)]
+                assert opened == list(range(1, 52))
+
+        run(talk)
+
+    def test_a_peer_that_is_held_back_is_not_silent(self, run: Callable[[Scene], None]) -> None:
+        async def talk() -> None:
+            async with raw_edge(replace(CLOUD, ping_interval_s=0.05, silence_s=0.3)) as (raw, cloud):
+                cloud.link.wait_s = lambda link: 0.01
+                await raw.say(replace(OPEN, stream=2))
+                began = monotonic()
+                while monotonic() < began + 0.9:
+                    await asyncio.sleep(0.01)
+                    assert not cloud.closed
+                cloud.link.wait_s = lambda link: 0.0
+                await turns_until(lambda: isinstance(cloud.events[-1], Received))
+                assert (await cloud.first(Closed)).code is Code.TIMEOUT
+
+        run(talk)
+
+    @pytest.mark.parametrize("lost", [True, False])
+    def test_an_end_does_not_wait_and_what_is_held_back_is_dropped(
+        self, run: Callable[[Scene], None], lost: bool
+    ) -> None:
+        async def talk() -> None:
+            async with raw_edge() as (raw, cloud):
+                before = len(cloud.events)
+                cloud.link.wait_s = lambda link: float(len(cloud.events) > before)
+                many = [replace(OPEN, stream=number) for number in range(2, 52)]
+                await raw.say(*many, *([] if lost else [BYE]))
+                if lost:
+                    await turns_until(lambda: len(cloud.events) > before)
+                    cloud.link.abort()
+                await cloud.first(Closed)
+                told = [type(event) for event in cloud.events[before:]]
+                assert told == [Received, Closed]
 
         run(talk)
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ecd.config import CloudConfig, EdgeConfig, problems
+from ecd.config import CloudConfig, EdgeConfig
+from ecd.config_problems import problems
 from ecd.edge.run_args import RunArgs
 from ecd.errors import ConfigError
 

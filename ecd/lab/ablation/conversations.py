@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ecd.config import problems
+from ecd.config_problems import problems
 from ecd.errors import BadRequest
 
 Text = Annotated[str, Field(min_length=1)]
