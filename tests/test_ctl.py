@@ -41,4 +41,4 @@ def test_nothing_that_a_terminal_would_obey_is_printed(command: list[str]) -> No
     assert result.exit_code == 0
     assert not any(sign in result.output for sign in "\x1b\x07\x9b")
     # JSON writes the first two in ASCII itself.
-    assert SHOWN in result.output or "\\u001b]0;mine\\u0007\ufffd2J" in result.output
+    assert SHOWN in result.output or "\\u001b]0;mine\\u0007\\u009b2J" in result.output
