@@ -67,12 +67,12 @@ def decode_body(body: bytes, max_items: int = MAX_ITEMS) -> list[Any]:
     seen = itertools.count(1)
 
     def counted(container: Any) -> Any:
-        if next(seen) > max_items:
-            raise ValueError(f"more than {max_items} arrays and maps")
+        if next(seen) > 2 * max_items:
+            raise ValueError(f"more than {2 * max_items} arrays and maps")
         return container
 
     # Arrays are reserved as declared, so they are kept short; whatever is long travels as bytes. An empty one
-    # is a byte on the wire and 64 in memory, so they are few.
+    # is a byte on the wire and 64 in memory, so they are few: twice what a list of pairs may have.
     try:
         fields = msgpack.unpackb(
             body,
