@@ -6,6 +6,7 @@ SIGHUP has certificates and tokens read again.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,9 @@ from ecd.wire.fingerprint import Fingerprint
 log = logging.getLogger(__name__)
 
 EXIT_SECOND_SIGNAL = 130
+# What a daemon keeps, its ring of events above all, is looked through for cycles whenever Python collects the
+# oldest generation: up to 40 ms in which no token is told. It collects less often, and not what load() made.
+GC_THRESHOLDS = 50_000, 10, 10
 
 Loaded = TypeVar("Loaded")
 
@@ -86,6 +90,9 @@ def run_daemon(
     notifier = Notifier.from_environment(os.environ)
     notifier.tell(STATUS=f"loading {config.model}")
     engine = load()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
     async def main() -> None:
         life = Lifecycle(notifier)
