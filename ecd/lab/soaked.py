@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-# What resident memory may grow by between warm-up and end: a daemon's ring of events fills (about 20 MB), and
-# allocators breathe.
-MAX_GROWTH_BYTES = 32 << 20
+# What resident memory may grow by between warm-up and end: allocators breathe.
+MAX_GROWTH_BYTES = 12 << 20
 # A soak of so long that tells nothing of a daemon's memory has not shown what it was made for.
 JUDGED_S = 600.0
 

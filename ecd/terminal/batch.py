@@ -9,7 +9,6 @@ arguments as they were sent), and `result` or `error` (`code`, `message`).
 """
 
 import asyncio
-import fcntl
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import click
 from ecd.client import Client
 from ecd.control import ControlType
 from ecd.errors import BadRequest, Code, EcdError, ProtocolError, RemoteError
+from ecd.results_file import append, results_file
 from ecd.wire.frames import encode_frame
 
 # Failures of this moment and not of the prompt: they end the batch, and the prompt is asked again next time.
@@ -138,7 +138,7 @@ def run_batch(socket: Path, prompts: Sequence[Prompt], path: Path, concurrency: 
         def on_record(index: int, record: Record) -> None:
             nonlocal refused
             for due in order.add(index, record):
-                _append(file, due)
+                append(file, json.dumps(due, ensure_ascii=False).encode())
                 refused += "error" in due
             bar.update(1)
 
@@ -159,36 +159,13 @@ def _results_file(path: Path, prompts: Sequence[Prompt]) -> Iterator[tuple[FileI
 
     Raises BadRequest when it cannot be opened, is another batch's, or is being written by one.
     """
-    if path.exists() and not path.is_file():
-        raise BadRequest(f"results go to a file, which {path} is not; name another --output")
-    try:
-        # Unbuffered: a result is in the file as soon as it is written, whatever ends the program.
-        file = path.open("ab", buffering=0)
-    except OSError as e:
-        raise BadRequest(f"cannot write results to {path}: {e.strerror}; name another --output") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadRequest(
-                f"another batch writes {path} now; wait for it, or name another --output"
-            ) from None
+    with results_file(path, "batch", "--output") as file:
         try:
             before = kept(path.read_bytes(), prompts)
         except BadRequest as e:
             raise BadRequest(f"{path}: {e}") from None
         file.truncate(before.length)
         yield file, before
-
-
-def _append(file: FileIO, record: Record) -> None:
-    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    try:
-        written = file.write(line)
-    except OSError as e:
-        raise EcdError(f"cannot write results to {file.name}: {e.strerror}") from None
-    if written < len(line):
-        raise EcdError(f"cannot write results to {file.name}: it takes no more; is the disk full?")
 
 
 async def answer_all(

@@ -4,7 +4,6 @@ Owns the record of an answer, the order in which conversations are had, and whic
 Knows no daemon and no statistics.
 """
 
-import fcntl
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ecd.errors import BadRequest, EcdError
+from ecd.errors import BadRequest
+from ecd.results_file import append, results_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,7 @@ class Records:
 
     def add(self, exchange: Exchange) -> None:
         """Keeps an exchange, whatever ends the program afterwards. Raises EcdError for a full disk."""
-        line = _EXCHANGE.dump_json(exchange) + b"\n"
-        try:
-            written = self.file.write(line)
-        except OSError as e:
-            raise EcdError(f"cannot write {self.file.name}: {e.strerror}") from None
-        if written < len(line):
-            raise EcdError(f"cannot write {self.file.name}: it takes no more; is the disk full?")
+        append(self.file, _EXCHANGE.dump_json(exchange))
         self.exchanges.append(exchange)
 
 
@@ -124,22 +118,13 @@ def open_records(path: Path, plan: dict[str, Any]) -> Iterator[Records]:
     """
     # As the file tells it, so that the two can be compared.
     plan = json.loads(json.dumps(plan))
-    try:
-        # Unbuffered: an exchange is in the file as soon as it is written.
-        file = path.open("ab", buffering=0)
-    except OSError as e:
-        raise BadRequest(f"cannot write {path}: {e.strerror}; choose another --out") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadRequest(f"another run writes {path} now; wait for it, or choose another --out") from None
+    with results_file(path, "run", "--out") as file:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         file.truncate(len(whole))
         head, *lines = whole.split(b"\n")[:-1] or [b""]
         if not head:
-            file.write(json.dumps(plan).encode() + b"\n")
+            append(file, json.dumps(plan).encode())
         elif different := _differences(head, plan):
             raise BadRequest(
                 f"{path} has the answers of another run, by {different}; choose another --out, or ask for "
