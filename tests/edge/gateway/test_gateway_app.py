@@ -374,14 +374,10 @@ async def test_a_port_in_use_is_told(cloud: InstantCloud) -> None:
 
 
 async def test_the_first_token_is_at_the_client_within_5_ms_of_its_commit(cloud: InstantCloud) -> None:
-    """A client in another thread notes when the bytes arrive.
-
-    The least of all times tells of anything that waits for a timer, and the CPU time, which a loaded machine
-    does not change much, of work. `ecd bench gateway` measures the median.
-    """
+    """Median of a client in another thread, which notes when the bytes arrive."""
     cloud.text = None
     async with serving(cloud) as url:
-        taken, worked = [], []
+        taken = []
         for _ in range(15):
             arrived: list[float] = []
             there = threading.Event()
@@ -389,15 +385,13 @@ async def test_the_first_token_is_at_the_client_within_5_ms_of_its_commit(cloud:
             before = len(cloud.opened)
             client.start()
             await until(lambda before=before: len(cloud.opened) > before)
-            committed, work = time.monotonic(), time.process_time()
+            committed = time.monotonic()
             cloud.say(b"h")
             await until(there.is_set)
-            worked.append(time.process_time() - work)
             cloud.say([END], Finish.STOP)
             await asyncio.to_thread(client.join)
             taken.append(arrived[0] - committed)
-    assert min(taken) < 0.005, taken
-    assert statistics.median(worked) < 0.01, worked
+    assert statistics.median(taken) < 0.005, taken
 
 
 def _note_first(url: str, arrived: list[float], there: threading.Event) -> None:
