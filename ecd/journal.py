@@ -11,7 +11,7 @@ import inspect
 import json
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from types import GenericAlias
@@ -35,24 +35,29 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-# A tuple, since several are made for each token.
 class Entry(NamedTuple):
-    """An event of a session at `at` (seconds): its arguments, what was heard in it, what came of it."""
+    """An event of a session at `at` (seconds): its arguments, what was heard in it, what came of it.
+
+    Arguments are as they were given, those by position with a name for each; "" for one that is not told.
+    """
 
     session: int
     at: float
     event: str
-    args: Mapping[str, Any]
-    heard: tuple[Any, ...]
+    names: Sequence[str]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    heard: Sequence[Any]
     outcome: Any
     weight: int
 
     def to_map(self) -> dict[str, Any]:
         """In JSON's types."""
+        named = {name: value for name, value in zip(self.names, self.args, strict=False) if name}
         return {
             "at": self.at,
             "event": self.event,
-            "args": {name: _plain(value) for name, value in self.args.items()},
+            "args": {name: _plain(value) for name, value in (named | dict(self.kwargs)).items()},
             "heard": list(self.heard),
             "outcome": words(self.outcome),
         }
@@ -65,27 +70,30 @@ class Ring:
         self._clock = clock
         self._size = size
         self._weight = 0
-        self._entries: deque[Entry] = deque()
+        # Entries as plain tuples, which are made faster: there are several for each token.
+        self._entries: deque[tuple[Any, ...]] = deque()
 
     def add(
         self,
         session: int,
         event: str,
-        args: Mapping[str, Any],
-        heard: tuple[Any, ...],
+        names: Sequence[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        heard: Sequence[Any],
         outcome: Any,
         ids: int,
     ) -> None:
         """One more event, that holds so many token ids; the oldest give way to it."""
         weight = 1 + ids // IDS_PER_EVENT
-        self._entries.append(Entry(session, self._clock(), event, args, heard, outcome, weight))
+        self._entries.append((session, self._clock(), event, names, args, kwargs, heard, outcome, weight))
         self._weight += weight
         while self._weight > self._size:
-            self._weight -= self._entries.popleft().weight
+            self._weight -= self._entries.popleft()[-1]
 
     def entries(self, session: int) -> list[Entry]:
         """What is still there of a session, oldest first; it is whole if it starts with BEGIN."""
-        return [entry for entry in self._entries if entry.session == session]
+        return [Entry(*entry) for entry in self._entries if entry[0] == session]
 
 
 class Hearing(Protocol):
@@ -97,8 +105,16 @@ class Hearing(Protocol):
         """What was heard of shared state: `value`, or what it was when this was noted."""
         ...
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
-        """An event is over, that holds so many token ids."""
+    def note(
+        self,
+        event: str,
+        names: Sequence[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outcome: Any,
+        ids: int,
+    ) -> None:
+        """An event is over, that holds so many token ids; arguments are as in `Entry`."""
         ...
 
     def over(self) -> None:
@@ -121,14 +137,27 @@ class Journal:
             self._heard.append(value)
         return value
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
+    def note(
+        self,
+        event: str,
+        names: Sequence[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outcome: Any,
+        ids: int,
+    ) -> None:
         """Notes an event and what was heard in it."""
-        self._ring.add(self._session, event, args, tuple(self._heard), outcome, ids)
+        self._ring.add(self._session, event, names, args, kwargs, tuple(self._heard), outcome, ids)
+
+    def begin(self, told: Mapping[str, Any], ids: int) -> None:
+        """Notes what a machine begins with, before its events."""
+        self.note(BEGIN, (), (), told, None, ids)
 
     def over(self) -> None:
         """Forgets what was heard."""
         self.inside = False
-        self._heard.clear()
+        if self._heard:
+            self._heard.clear()
 
 
 class _Journaled(Protocol):
@@ -142,24 +171,21 @@ def stimulus(
     *,
     polled: bool = False,
     untold: Mapping[str, str] | None = None,
-    ids: Callable[..., int] = lambda machine, *args, **kwargs: 0,
+    ids: Callable[..., int] | None = None,
 ) -> Callable[[Callable[Concatenate[M, P], R]], Callable[Concatenate[M, P], R]]:
     """A method of a state machine that is noted in the machine's `journal`, if it has one.
 
     What it calls is not noted. `polled`: asked again and again, and noted only when it has an answer, since
-    without one it changes nothing. `untold`: a parameter that is what another event last brought, and which.
+    without one it changes nothing. `untold`: a parameter, given by position, that is what another event last
+    brought, and which.
     `ids`: how many token ids an event holds, where that may be many.
     """
     left_out = untold or {}
 
     def decorate(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-        name, names = method.__name__, tuple(inspect.signature(method).parameters)[1:]
-
-        def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-            told = dict(zip(names, args, strict=False)) | kwargs
-            for each in left_out:
-                del told[each]
-            return told
+        event = method.__name__
+        parameters = tuple(inspect.signature(method).parameters)[1:]
+        names = tuple("" if name in left_out else name for name in parameters)
 
         @functools.wraps(method)
         def noted(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -167,12 +193,13 @@ def stimulus(
             if journal is None or journal.inside:
                 return method(self, *args, **kwargs)
             journal.inside = True
+            held = ids(self, *args, **kwargs) if ids else 0
             try:
                 outcome = method(self, *args, **kwargs)
                 if outcome or not polled:
-                    journal.note(name, given(args, kwargs), outcome, ids(self, *args, **kwargs))
+                    journal.note(event, names, args, kwargs, outcome, held)
             except EcdError as e:
-                journal.note(name, given(args, kwargs), e, ids(self, *args, **kwargs))
+                journal.note(event, names, args, kwargs, e, held)
                 raise
             finally:
                 journal.over()
@@ -259,7 +286,15 @@ class Retelling:
         heard: T = self.heard.popleft()
         return heard
 
-    def note(self, event: str, args: Mapping[str, Any], outcome: Any, ids: int) -> None:
+    def note(
+        self,
+        event: str,
+        names: Sequence[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outcome: Any,
+        ids: int,
+    ) -> None:
         """Its caller compares."""
 
     def over(self) -> None:

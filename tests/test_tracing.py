@@ -105,7 +105,7 @@ def changed(trace: str, event: str, change: Any) -> str:
         (0, "drafted", lambda entry: entry["args"].update(results=[])),
         (0, "steer", lambda entry: entry["heard"].append(0.5)),
         (1, "judged", lambda entry: entry["args"]["verdict"].update(tokens=[3, 3, 3])),
-        (1, "take_hints", lambda entry: entry["outcome"].append({})),
+        (1, "turn_to", lambda entry: entry["outcome"].append({})),
     ],
 )
 def test_what_is_not_the_same_is_found(world: Noted, session: int, event: str, change: Any) -> None:

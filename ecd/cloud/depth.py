@@ -177,6 +177,8 @@ class Calibration:
 
     def __init__(self) -> None:
         self._rates = [DecayedRate(self.MEMORY_JUDGED) for _ in range(self.BUCKETS)]
+        # A bucket fades when it is looked at: `_faded` is the step up to which each has.
+        self._steps, self._faded = 0, [0] * self.BUCKETS
 
     def chances(self, claims: Sequence[float]) -> list[float]:
         """Chance that each hint is accepted if those before it are, from claims in [0, 1]."""
@@ -184,14 +186,17 @@ class Calibration:
 
     def learn(self, claims: Sequence[float], accepted: int) -> None:
         """A step looked at hints with these claims and accepted the first so many of them."""
-        for rate in self._rates:
-            rate.keep(1 - 1 / self.MEMORY_STEPS)
+        self._steps += 1
         # What stands behind a rejected hint was not judged.
         for index, claim in enumerate(claims[: accepted + 1]):
             self._rate(claim).add(index < accepted)
 
     def _rate(self, claim: float) -> DecayedRate:
-        return self._rates[int(claim * (self.BUCKETS - 1e-9))]
+        bucket = int(claim * (self.BUCKETS - 1e-9))
+        rate = self._rates[bucket]
+        rate.keep((1 - 1 / self.MEMORY_STEPS) ** (self._steps - self._faded[bucket]))
+        self._faded[bucket] = self._steps
+        return rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ecd.cloud.session import Session, Vocabulary
-from ecd.journal import BEGIN, Difference, Hearing, Journal, Retelling, arguments, replay
+from ecd.journal import Difference, Hearing, Journal, Retelling, arguments, replay
 from ecd.wire.messages import Open
 
 
@@ -19,7 +19,7 @@ def begun(journal: Journal, message: Open, vocabulary: Vocabulary, max_ahead: in
         session = _session(journal, message, vocabulary, max_ahead, now)
         size, ends = vocabulary.size, vocabulary.end_of_generation
         told = {"message": message, "size": size, "ends": ends, "max_ahead": max_ahead, "now": now}
-        journal.note(BEGIN, told, None, len(message.prompt) + len(message.committed))
+        journal.begin(told, len(message.prompt) + len(message.committed))
     finally:
         journal.over()
     return session

@@ -152,7 +152,7 @@ class Session:
     @property
     def remaining(self) -> int:
         """Tokens that the cloud may still commit."""
-        return self.turn.left(len(self.tokens), self._end)
+        return self.turn.left(len(self.tokens), self.prompt_len + self.max_tokens)
 
     @property
     def _end(self) -> int:
@@ -240,14 +240,13 @@ class Session:
 
     def ready_at(self) -> float:
         """From when on it may take its next step: -inf or a past time for at once, inf in the edge's turn."""
-        if self.idle:
-            return float("inf")
-        if self._next_step() is not Step.OWN:
-            return float("-inf")
+        remaining = self.remaining
+        if not remaining or self.turn.audits:
+            return float("inf") if self.idle else float("-inf")
         patience_us, gather = self.pace
-        hints_may_come = self.decoding and patience_us > 0 and self.remaining > 1 and not self.board.exhausted
+        hints_may_come = self.decoding and patience_us > 0 and remaining > 1 and not self.board.exhausted
         if not hints_may_come or len(self.board.line) >= min(
-            max(1, gather), self.remaining - 1, self.board.max_ahead
+            max(1, gather), remaining - 1, self.board.max_ahead
         ):
             return float("-inf")
         return self.waiting_since + min(patience_us / 1e6, MAX_PATIENCE_S)
@@ -273,9 +272,10 @@ class Session:
         are read for good, and behind the last of them the target tells its own choice. Where that is for the
         cloud to commit, the audit has cost no forward.
         """
-        match self.turn_to():
+        step, hints = self.turn_to(count)
+        match step:
             case Step.OWN:
-                return self.tokens, self.take_hints(count)
+                return self.tokens, hints
             case Step.AUDIT:
                 first, end = self.turn.audits[0]
                 goes_on = end == len(self.tokens) and self.remaining > 0
@@ -287,17 +287,13 @@ class Session:
                 assert_never(unreachable)
 
     @stimulus()
-    def turn_to(self) -> Step:
-        """What the forward that begins now is for."""
+    def turn_to(self, count: int) -> tuple[Step, list[Hint]]:
+        """What the forward that begins now is for, and so many of the board's hints if it is an own one."""
         self.step = self._next_step()
-        return self.step
-
-    @stimulus()
-    def take_hints(self, count: int) -> list[Hint]:
-        """Hints of the board for the forward that begins now."""
-        hints = self.board.take(count)
-        self.in_step = [hint.confidence for hint in hints]
-        return hints
+        hints = self.board.take(count) if self.step is Step.OWN else []
+        if self.step is Step.OWN:
+            self.in_step = [hint.confidence for hint in hints]
+        return self.step, hints
 
     def _next_step(self) -> Step:
         if self.turn.audits:

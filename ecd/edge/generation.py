@@ -288,7 +288,7 @@ class Generation:
             unsure = self.request.first_pace
             conditions = self.lessons.applied(self._conditions)
             pace = self.pacer.pace(conditions, len(self.origins), self._max_ahead, unsure)
-        self.pace = replace(pace, ahead=min(pace.ahead, self._max_ahead))
+        self.pace = pace if pace.ahead <= self._max_ahead else replace(pace, ahead=self._max_ahead)
 
     @property
     def _remaining(self) -> int:

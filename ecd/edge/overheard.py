@@ -13,7 +13,7 @@ from ecd.edge.generation import Generation
 from ecd.edge.pacing import Pacer
 from ecd.edge.request import Request
 from ecd.edge.survival import EDGE_MEMORY, Prior, Survival
-from ecd.journal import BEGIN, Difference, Hearing, Journal, Retelling, arguments, replay
+from ecd.journal import Difference, Hearing, Journal, Retelling, arguments, replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class OverheardPrior:
 def begun(journal: Journal, request: Request, slot: int | None, rates: Rates, prior: Prior) -> Generation:
     """A generation that notes its events."""
     told = {"request": request, "slot": slot}
-    journal.note(BEGIN, told, None, len(request.prompt))
+    journal.begin(told, len(request.prompt))
     return _generation(journal, request, slot, rates, prior)
 
 

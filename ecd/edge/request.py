@@ -4,7 +4,7 @@ Owns the request's settings, the pace that they fix and how OPEN says them. Know
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from ecd.edge.pacing import Objective, Pace
@@ -12,8 +12,9 @@ from ecd.sampling import Sampling
 from ecd.wire.messages import ENDLESS_US, Open
 from ecd.wire.messages import Pace as WirePace
 
-# Before anything is measured.
+# Before anything is measured; the second asks for fewest forwards.
 UNSURE = Pace(ahead=16)
+UNSURE_AND_PATIENT = Pace(ahead=16, patience_s=math.inf)
 
 
 class LinkLoss(StrEnum):
@@ -119,7 +120,7 @@ class Request:
     @property
     def first_pace(self) -> Pace:
         """The controller's before anything is measured."""
-        return replace(UNSURE, patience_s=math.inf if self.objective is Objective.COST else 0.0)
+        return UNSURE_AND_PATIENT if self.objective is Objective.COST else UNSURE
 
     @property
     def fixed_pace(self) -> Pace | None:

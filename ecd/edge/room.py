@@ -44,8 +44,9 @@ class Room:
     @property
     def may_guess(self) -> bool:
         """Whether the line is to go on."""
-        model = self.asks_model
-        if (self.guesses if model else self.copies) <= 0:
+        guesses = self.guesses
+        model = self.pace.model and guesses > 0
+        if not model and self.copies <= 0:
             return False
         # Whoever asks for strict rounds gets them, whatever the chances.
         strict = self.fixed or math.isinf(self.pace.patience_s)

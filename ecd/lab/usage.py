@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Of a process's readings the first share is not looked at: that is warm-up.
@@ -33,11 +32,12 @@ def usage_of(pid: int) -> Usage:
 def early_and_late(readings: Sequence[Usage]) -> tuple[int, int] | None:
     """Resident bytes of the last process that was read, soon after the warm-up and at the end.
 
-    Medians of thirds; None where it was read too seldom to tell.
+    The least of thirds: what a process holds while it works, a state on its way to the disk, it gives back,
+    and what leaks it does not. None where it was read too seldom to tell.
     """
     last = [each.rss_bytes for each in readings if each.pid == readings[-1].pid]
     warm = last[int(len(last) * WARM_UP) :]
     third = len(warm) // 3
     if not third:
         return None
-    return round(median(warm[:third])), round(median(warm[-third:]))
+    return min(warm[:third]), min(warm[-third:])

@@ -47,7 +47,7 @@ def shown(session: Session) -> str:
 
 
 def taken(session: Session, at_most: int = 99) -> list[int]:
-    return [hint.token for hint in session.take_hints(at_most)]
+    return [hint.token for hint in session.turn_to(at_most)[1]]
 
 
 def commit(
@@ -166,7 +166,7 @@ def test_confidence_goes_with_its_hint_and_is_certain_when_not_sent() -> None:
     session = opened()
     session.hint(Draft(1, 3, 3, (1, 2), b"\xff\x33"))
     session.hint(draft(3, 5, 4))
-    assert [hint.confidence for hint in session.take_hints(9)] == [1.0, 0.2, 1.0]
+    assert [hint.confidence for hint in session.turn_to(9)[1]] == [1.0, 0.2, 1.0]
 
 
 @pytest.mark.parametrize("confidence", [b"", b"\xff", b"\xff\xff\xff"])
@@ -242,14 +242,14 @@ def test_drafts_that_knew_less_than_the_prompt_are_invalid() -> None:
 def test_q_goes_with_its_hint() -> None:
     session = opened(sampling={"rule": "rejection", "temperature": 1.0})
     session.hint(draft(3, 3, 1, 2, q=(HintWeights((1, 9), b"\x05\xff"), HintWeights((2,), b"\x01"))))
-    hints = session.take_hints(9)
+    hints = session.turn_to(9)[1]
     assert [(h.token, h.q and h.q.ids, h.q and h.q.weights) for h in hints] == [
         (1, (1, 9), (5, 255)),
         (2, (2,), (1,)),
     ]
     plain = opened()
     plain.hint(draft(3, 3, 1))
-    assert plain.take_hints(9) == [Hint(1)]
+    assert plain.turn_to(9)[1] == [Hint(1)]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_an_alternate_becomes_the_line_without_another_draft() -> None:
     session.hint(alternates(4, (5, (9, 10, 11))))
     commit(session, 2, 9, accepted=1, verified=3)
     assert (taken(session), session.board.alternates_used) == ([10, 11], 1)
-    assert [hint.confidence for hint in session.take_hints(9)] == [ALTERNATE_CONFIDENCE] * 2
+    assert [hint.confidence for hint in session.turn_to(9)[1]] == [ALTERNATE_CONFIDENCE] * 2
 
 
 def test_one_frame_may_bring_a_line_and_the_alternates_that_leave_it() -> None:

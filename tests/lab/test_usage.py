@@ -25,8 +25,13 @@ def readings(pid: int, *rss: int) -> list[Usage]:
 
 
 def test_memory_is_compared_behind_the_warm_up_of_the_last_process() -> None:
-    grown = readings(1, *[900] * 20) + readings(2, 1, 1, 1, 10, 11, 12, 15, 15, 15, 20, 21, 22)
-    assert early_and_late(grown) == (11, 21)
+    grown = readings(1, *[900] * 20) + readings(2, 1, 1, 1, 12, 10, 11, 15, 15, 15, 22, 21, 20)
+    assert early_and_late(grown) == (10, 20)
+
+
+def test_what_is_held_for_a_while_is_no_growth() -> None:
+    busy = readings(1, 1, 1, 1, 10, 11, 10, 15, 15, 15, 30, 10, 30)
+    assert early_and_late(busy) == (10, 10)
 
 
 def test_of_a_process_that_was_read_seldom_nothing_is_said() -> None:
