@@ -74,7 +74,7 @@ def test_a_chat(edge: DaemonProcess, cloud: DaemonProcess, tmp_path: Path) -> No
         wait_until_nothing_runs(cloud)
         assert edge.call("stats")["cancelled"] == before + 1
         terminal.type("/stats\r")
-        terminal.wait_for("no complete answer yet")
+        terminal.wait_for("ended by  Ctrl-C")
 
         terminal.type("/nonsense\r")
         terminal.wait_for("/nonsense is no command")

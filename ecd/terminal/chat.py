@@ -19,12 +19,12 @@ from ecd.client import BlockingClient
 from ecd.errors import BadRequest, EcdError
 from ecd.options import run_arguments
 from ecd.terminal.colour import coloured, harmless, key
-from ecd.terminal.conversation import Command, Conversation, Say, Verb, understood
+from ecd.terminal.conversation import Broken, Command, Conversation, Say, Verb, understood
 from ecd.terminal.settings import Settings, changed, told
-from ecd.terminal.summary import answer_rows, table
+from ecd.terminal.summary import answer_rows, broken_rows, table
 
 HELP = """\
-  /stats               what the last answer took
+  /stats               what the last answer took, complete or not
   /config              the daemons, and what is asked of them
   /mode NAME=VALUE...  changes that for the answers to come: temperature=0.8 seed=7
                        max-tokens=400 objective=cost draft=off rounds=4, or short:
@@ -101,15 +101,17 @@ class _Chat:
             case Verb.QUIT:
                 self.over = True
             case Verb.STATS:
-                last = self.talk.last
-                click.echo("(no complete answer yet)" if last is None else table(answer_rows(last)))
+                click.echo(_took(self.talk.last))
             case never:
                 assert_never(never)
 
     def _ask(self, question: str) -> None:
         """Asks, and prints the answer as it comes. Ctrl-C or an error ends it; what was said of it stays."""
         pieces: list[str] = []
+        origins: list[str] = []
         result: dict[str, Any] | None = None
+        # Of an answer without a result, unless there is an error.
+        reason = "Ctrl-C"
         try:
             # A connection for each answer: closing it cancels the answer, whatever Ctrl-C interrupted.
             with BlockingClient(self.socket) as client:
@@ -119,6 +121,7 @@ class _Chat:
                             click.echo("(waiting for the link to the cloud)", err=True)
                         case "text":
                             pieces.append(event["text"])
+                            origins += event["origins"]
                             shown = coloured(event) if self.colour else harmless(event["text"])
                             click.echo(shown, nl=False)
                         case "done":
@@ -127,11 +130,23 @@ class _Chat:
             if result and result["finish_reason"] == "length":
                 click.echo(f"(cut at max-tokens {result['max_tokens']}; /mode max-tokens=N allows more)")
         except EcdError as e:
+            reason = f"an error: {e}"
             click.echo(f"\nerror: {e}", err=True)
         except KeyboardInterrupt:
             click.echo("\n(cancelled)")
         click.echo()
-        self.talk = self.talk.answered(question, "".join(pieces), result)
+        took = result or Broken(reason, tuple(origins))
+        self.talk = self.talk.answered(question, "".join(pieces), took)
+
+
+def _took(last: dict[str, Any] | Broken | None) -> str:
+    match last:
+        case None:
+            return "(no answer yet)"
+        case Broken(reason, origins):
+            return harmless(table(broken_rows(origins, reason)))
+        case result:
+            return table(answer_rows(result))
 
 
 def _status(socket: Path) -> dict[str, Any]:

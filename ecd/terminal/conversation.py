@@ -52,26 +52,34 @@ def understood(line: str) -> Say | Command | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """What was said so far: the messages that every turn sends whole, and the last answer's result.
+class Broken:
+    """What is known of an answer that was not completed: why, and who chose each token that came of it."""
 
-    `last` is None until an answer was completed, and after one that was not.
+    reason: str
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What was said so far: the messages that every turn sends whole, and what the last answer took.
+
+    `last` is the result of an answer that was completed, and None before the first.
     """
 
     messages: tuple[dict[str, str], ...] = ()
-    last: dict[str, Any] | None = None
+    last: dict[str, Any] | Broken | None = None
 
     def asking(self, question: str) -> list[dict[str, str]]:
         """The messages to send; the question becomes part of the conversation with its answer only."""
         return [*self.messages, {"role": "user", "content": question}]
 
-    def answered(self, question: str, answer: str, result: dict[str, Any] | None) -> "Conversation":
-        """After an answer; `result` is None when it was cancelled.
+    def answered(self, question: str, answer: str, result: dict[str, Any] | Broken) -> "Conversation":
+        """After an answer, complete or not.
 
         What was said of a cancelled answer stays, so that one may ask for the rest. One without any text
-        leaves nothing, since templates want questions and answers in turns.
+        leaves nothing said, since templates want questions and answers in turns.
         """
-        if result is None and not answer:
-            return Conversation(self.messages, None)
+        if isinstance(result, Broken) and not answer:
+            return Conversation(self.messages, result)
         reply = {"role": "assistant", "content": answer}
         return Conversation((*self.asking(question), reply), result)

@@ -17,7 +17,6 @@ def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an answer took, from the result of `run`."""
     stats, usage = result["stats"], result["usage"]
     tokens = usage["completion_tokens"]
-    origins = Counter(result["origins"])
     rows = [
         ("tokens", f"{tokens}, after a prompt of {usage['prompt_tokens']}"),
         (
@@ -29,7 +28,7 @@ def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("first token", f"after {stats['ttft_ms']:.0f} ms"),
         ("all of it", f"after {stats['total_ms'] / 1000:.2f} s"),
         ("speed", f"{stats['tokens_per_s']:.1f} tokens/s"),
-        ("origins", ", ".join(f"{name} {count}" for name, count in origins.most_common()) or "-"),
+        ("origins", _counted(result["origins"])),
         ("guesses", f"{stats['drafted']} made, {stats['hints_sent']} sent as hints"),
         ("acceptance", f"{stats['accepted']} of {stats['verified']} verified hints{_share(stats)}"),
         ("target forwards", f"{stats['target_forwards']}{_per(stats['target_forwards'], tokens)}"),
@@ -46,6 +45,20 @@ def answer_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if stats["resumed"]:
         rows.append(("resumed", f"{stats['resumed']} times after a lost link"))
     return rows
+
+
+def broken_rows(origins: Sequence[str], reason: str) -> list[tuple[str, str]]:
+    """What is known of an answer that was not completed."""
+    return [
+        ("tokens", str(len(origins))),
+        ("ended by", reason),
+        ("origins", _counted(origins)),
+        ("the rest", "is known of complete answers only"),
+    ]
+
+
+def _counted(origins: Sequence[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(origins).most_common()) or "-"
 
 
 def _share(stats: Mapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.errors import BadRequest
-from ecd.terminal.conversation import Command, Conversation, Say, Verb, understood
+from ecd.terminal.conversation import Broken, Command, Conversation, Say, Verb, understood
 
 RESULT = {"text": "Hello."}
+BROKEN = Broken("Ctrl-C", ("target", "draft-accepted"))
 
 
 @pytest.mark.parametrize(
@@ -48,21 +49,22 @@ def test_every_turn_sends_all_that_was_said() -> None:
     assert talk.last is RESULT
 
 
-def test_half_an_answer_stays_and_has_no_stats() -> None:
-    talk = Conversation().answered("Hi.", "Hello.", RESULT).answered("Count.", "1, 2", None)
+def test_half_an_answer_stays_with_what_is_known_of_it() -> None:
+    talk = Conversation().answered("Hi.", "Hello.", RESULT).answered("Count.", "1, 2", BROKEN)
     assert talk.messages[-1] == {"role": "assistant", "content": "1, 2"}
-    assert talk.last is None
+    assert talk.last is BROKEN
 
 
 def test_an_answer_that_never_began_leaves_no_question() -> None:
     before = Conversation().answered("Hi.", "Hello.", RESULT)
-    assert before.answered("Count.", "", None).messages == before.messages
+    after = before.answered("Count.", "", BROKEN)
+    assert (after.messages, after.last) == (before.messages, BROKEN)
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(), st.booleans())))
 def test_questions_and_answers_always_take_turns(turns: list[tuple[str, str, bool]]) -> None:
     talk = Conversation()
     for question, answer, complete in turns:
-        talk = talk.answered(question, answer, RESULT if complete else None)
+        talk = talk.answered(question, answer, RESULT if complete else BROKEN)
     roles = [message["role"] for message in talk.asking("?")]
     assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]

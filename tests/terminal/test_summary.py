@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ecd.terminal.summary import answer_rows, table
+from ecd.terminal.summary import answer_rows, broken_rows, table
 
 STATS = {
     "ttft_ms": 303.4,
@@ -69,3 +69,13 @@ def test_a_second_turn_tells_what_was_new() -> None:
 
 def test_a_table_has_its_values_below_each_other() -> None:
     assert table([("a", "1"), ("long", "2")]) == "  a     1\n  long  2"
+
+
+def test_of_a_broken_answer_there_are_its_tokens_and_why() -> None:
+    assert dict(broken_rows(["target", "draft-accepted", "target"], "Ctrl-C")) == {
+        "tokens": "3",
+        "ended by": "Ctrl-C",
+        "origins": "target 2, draft-accepted 1",
+        "the rest": "is known of complete answers only",
+    }
+    assert dict(broken_rows([], "an error: no"))["origins"] == "-"
