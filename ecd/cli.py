@@ -131,11 +131,12 @@ def cloud(file: Path | None, check: bool, **flags: Any) -> None:
       ecd cloud --engine vllm --model Qwen/Qwen3-8B --sessions 64
     """
     config = load_config(CloudConfig, file, flags)
+    from ecd.cloud.main import check_installed, run_cloud
+
     if check:
+        check_installed(config)
         click.echo("settings are valid")
         return
-    from ecd.cloud.main import run_cloud
-
     run_cloud(config)
 
 
@@ -183,11 +184,12 @@ def edge(file: Path | None, check: bool, **flags: Any) -> None:
       ecd edge --config /etc/ecd/edge.yaml --objective latency
     """
     config = load_config(EdgeConfig, file, flags)
+    from ecd.edge.main import check_installed, run_edge
+
     if check:
+        check_installed(config)
         click.echo("settings are valid")
         return
-    from ecd.edge.main import run_edge
-
     run_edge(config)
 
 

@@ -123,7 +123,7 @@ def run_cloud(
 
     Raises EcdError when it cannot start.
     """
-    _check_metrics(config)
+    check_installed(config)
     # First, so that a file that cannot be used is told before a model is loaded.
     tokens = None if config.tokens is None else TokenFile(config.tokens)
     if config.tls is not None:
@@ -137,7 +137,8 @@ def run_cloud(
     run_daemon(config, load_all, lambda engines, life: _serve(config, *engines, tokens, life))
 
 
-def _check_metrics(config: CloudConfig) -> None:
+def check_installed(config: CloudConfig) -> None:
+    """Raises ConfigError for a setting whose libraries are not installed; it says which extra has them."""
     missing = [name for name in METRICS_LIBRARIES if importlib.util.find_spec(name) is None]
     if config.metrics and missing:
         raise ConfigError(

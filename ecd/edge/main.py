@@ -58,13 +58,18 @@ def confidence_of(config: ConfidenceConfig) -> Confidence:
     return Confidence(Strategy(config.strategy), config.temperature, config.top_k, weights)
 
 
+def check_installed(config: EdgeConfig) -> None:
+    """Raises ConfigError for a setting whose libraries are not installed; it says which extra has them."""
+    serves_http(config)
+    check_spans(config)
+
+
 def run_edge(config: EdgeConfig, load: Callable[[EdgeConfig], tuple[Model, Drafter]] = load_llama) -> None:
     """`ecd edge`, from its settings to its end; `load` makes the engine.
 
     Raises EcdError when it cannot start.
     """
-    serves_http(config)
-    check_spans(config)
+    check_installed(config)
     if config.tls is not None:
         # Here, so that a file that cannot be used is told before a model is loaded.
         edge_context(config.tls)
