@@ -43,9 +43,16 @@ class ConfigError(EcdError):
 
 
 class BadRequest(EcdError):
-    """A request asks for something that cannot be done as asked."""
+    """A request asks for something that cannot be done as asked.
+
+    `param`: the argument of `run` that is to blame, where it is one.
+    """
 
     code = Code.BAD_REQUEST
+
+    def __init__(self, message: str, *, param: str | None = None):
+        super().__init__(message)
+        self.param = param
 
 
 class ContextOverflow(BadRequest):

@@ -41,14 +41,14 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str | ChatMessages, *, chat: boo
         starts_with_bos = tokenizer.bos >= 0 and text.startswith(_name(tokenizer, tokenizer.bos) or "\0")
         ids = tokenizer.tokenize(text, add_bos=not starts_with_bos, parse_special=True)
     if not ids:
-        raise BadRequest("the prompt is empty; give at least one token of text")
+        raise BadRequest("the prompt is empty; give at least one token of text", param="prompt")
     return tuple(ids)
 
 
 def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
     """The conversation as the model's template writes it, up to where the assistant answers."""
     if tokenizer.chat_template is None:
-        raise BadRequest("this model has no chat template; send the prompt with --raw")
+        raise BadRequest("this model has no chat template; send the prompt with --raw", param="prompt")
     if not messages:
         raise BadRequest("the conversation has no messages")
     for message in messages:
@@ -60,7 +60,7 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
             raise BadRequest("a chat message needs `role` and `content`, both texts")
 
     def refuse(reason: str) -> None:
-        raise BadRequest(f"the model's chat template refuses these messages: {reason}")
+        raise BadRequest(f"the model's chat template refuses these messages: {reason}", param="prompt")
 
     values: dict[str, Any] = {
         "messages": messages,
@@ -72,7 +72,7 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
     try:
         return _compiled(tokenizer.chat_template).render(values)
     except TemplateError as e:
-        raise BadRequest(f"the model's chat template fails on these messages: {e}") from None
+        raise BadRequest(f"the model's chat template fails on these messages: {e}", param="prompt") from None
 
 
 # A process has one model, or a few; compiling takes milliseconds.

@@ -68,12 +68,17 @@ class Sampling:
         _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if len(self.logit_bias) > MAX_BIASES:
-            raise BadRequest(f"logit_bias: {len(self.logit_bias)} tokens are more than {MAX_BIASES}")
+            raise BadRequest(
+                f"logit_bias: {len(self.logit_bias)} tokens are more than {MAX_BIASES}", param="logit_bias"
+            )
         for token, bias in self.logit_bias:
             _within("logit_bias token id", token, 0, (1 << 24) - 1)
             _within("logit_bias", bias, -1000.0, 1000.0)
         if self.rule is Rule.GREEDY and self.temperature > 0:
-            raise BadRequest(f"mode greedy means temperature 0, not {self.temperature}; drop one of the two")
+            raise BadRequest(
+                f"mode greedy means temperature 0, not {self.temperature}; drop one of the two",
+                param="temperature",
+            )
 
     @property
     def penalised(self) -> bool:
@@ -84,7 +89,9 @@ class Sampling:
         """Raises BadRequest for a bias on a token that the model does not have."""
         for token, _ in self.logit_bias:
             if token >= n_vocab:
-                raise BadRequest(f"logit_bias: token id {token} is not in the vocabulary of {n_vocab}")
+                raise BadRequest(
+                    f"logit_bias: token id {token} is not in the vocabulary of {n_vocab}", param="logit_bias"
+                )
 
     @classmethod
     def of(cls, mode: str = "exact", temperature: float = 0.0, **settings: Any) -> "Sampling":
@@ -129,11 +136,13 @@ class Sampling:
 
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """`name` begins with the setting's."""
+    setting = name.split()[0]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"{name} must be a number, not {value!r}")
+        raise BadRequest(f"{name} must be a number, not {value!r}", param=setting)
     if not (low <= value <= high) or (open_low and value == low):
         bracket = "(" if open_low else "["
-        raise BadRequest(f"{name} must be in {bracket}{low:g}, {high:g}], not {value!r}")
+        raise BadRequest(f"{name} must be in {bracket}{low:g}, {high:g}], not {value!r}", param=setting)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,9 +171,13 @@ def _link_loss(args: RunArgs, settings: AnswerSettings) -> LinkLoss:
     """What was asked for, or the edge's setting where the answer can do that. Raises BadRequest."""
     without_drafts, with_logprobs = not args.draft or args.ahead_tokens == 0, args.logprobs is not None
     if args.link_loss is LinkLoss.DEGRADE and without_drafts:
-        raise BadRequest("link_loss degrade goes on with drafts, and this answer is to have none")
+        raise BadRequest(
+            "link_loss degrade goes on with drafts, and this answer is to have none", param="link_loss"
+        )
     if args.link_loss is LinkLoss.DEGRADE and with_logprobs:
-        raise BadRequest("link_loss degrade goes on without the target, and logprobs are the target's")
+        raise BadRequest(
+            "link_loss degrade goes on without the target, and logprobs are the target's", param="link_loss"
+        )
     chosen = args.link_loss or settings.link_loss
     impossible = without_drafts or with_logprobs
     return LinkLoss.WAIT if chosen is LinkLoss.DEGRADE and impossible else chosen
@@ -187,17 +191,20 @@ def _mode(args: RunArgs, settings: AnswerSettings) -> Mode:
     if mode.edge_commits:
         if args.logprobs is not None:
             raise BadRequest(
-                f"logprobs are the target's, which mode {mode} does not ask for every token; use mode exact"
+                f"logprobs are the target's, which mode {mode} does not ask for every token; use mode exact",
+                param="logprobs",
             )
         if not args.draft:
-            raise BadRequest(f"mode {mode} is not without drafts; use mode cloud-only")
+            raise BadRequest(f"mode {mode} is not without drafts; use mode cloud-only", param="draft")
     return mode
 
 
 def _prompt(args: RunArgs, tokenizer: Tokenizer) -> tuple[int, ...]:
     match args.prompt:
         case []:
-            raise BadRequest("the prompt is empty; give at least one message, or one token of text")
+            raise BadRequest(
+                "the prompt is empty; give at least one message, or one token of text", param="prompt"
+            )
         case [int(), *_] as ids:
             return tuple(ids)  # type: ignore[arg-type]  # pydantic has seen that all of them are ids
         case given:

@@ -116,7 +116,9 @@ class EdgeService:
             )
         request.sampling.check_vocabulary(self._n_vocab)
         if not all(0 <= token < self._n_vocab for token in request.prompt + request.committed):
-            raise BadRequest(f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}")
+            raise BadRequest(
+                f"the prompt has a token id that is not in the vocabulary of {self._n_vocab}", param="prompt"
+            )
         slot = self.drafting.slot_for(request)
         now = monotonic()
         number = next(self._ids)

@@ -5,6 +5,7 @@ Owns what lies where. What requests mean is `asking`'s, how they are answered `s
 
 import time
 import uuid
+from functools import partial
 
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from ecd import __version__
 from ecd.config import Http
 from ecd.daemon import Model
-from ecd.edge.gateway.asking import Terms, chat_choices, completion_choices, text_of
+from ecd.edge.gateway.asking import Terms, chat_choices, completion_choices, parameter_of, text_of
 from ecd.edge.gateway.auth import KeyCheck
 from ecd.edge.gateway.bodies import done_with, read_body
 from ecd.edge.gateway.errors import INTERNAL, Refused, error_object, error_payload, status_of
@@ -40,6 +41,9 @@ from ecd.edge.service import EdgeService
 from ecd.edge.told import stats_told, status_told
 from ecd.errors import EcdError, LinkError
 from ecd.prompt import prompt_tokens
+
+# Whose prompts, as far as something may be wrong with them, are conversations.
+CHAT_PATHS = ("/v1/chat/completions", "/tokenize")
 
 
 class Gateway:
@@ -76,7 +80,7 @@ class Gateway:
             Route("/", self._show_page),
         ]
         middleware = [
-            Middleware(RequestCount, metrics=self._metrics, paths={each.path for each in routes}),
+            Middleware(RequestCount, metrics=self._metrics, routes=routes),
             Middleware(HeadCheck, hosts=hosts_to_name(self._http)),
         ]
         if self._http.cors_origins:
@@ -135,7 +139,7 @@ class Gateway:
 
     def _terms(self) -> Terms:
         ends = self._model.eog | self._service.cloud_ends
-        return Terms(self._model, self._settings, ends, self._service.room_behind)
+        return Terms(self._model, self._model.n_vocab, self._settings, ends, self._service.room_behind)
 
     def _head(self, dialect: Dialect) -> Head:
         name = self._model_name()
@@ -245,7 +249,8 @@ def _wants_usage(asked: Asked) -> bool:
 
 async def _on_error(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, EcdError)
-    return JSONResponse(error_payload(error), status_of(error))
+    named = partial(parameter_of, chat=http.scope["path"] in CHAT_PATHS)
+    return JSONResponse(error_payload(error, named), status_of(error))
 
 
 async def _on_http(http: Request, error: Exception) -> JSONResponse:

@@ -11,6 +11,7 @@ from typing import Any
 from ecd.edge.gateway.schema import MAX_U64, Asked, ChatRequest, CompletionRequest, EcdOptions
 from ecd.edge.request import Request
 from ecd.edge.run_args import AnswerSettings, RunArgs, request_of
+from ecd.errors import BadRequest
 from ecd.prompt import Tokenizer
 
 # OpenAI's defaults, where they differ from those of `run`.
@@ -25,6 +26,7 @@ class Terms:
     """What requests are translated by: ids that end a text, and the room behind so many prompt tokens."""
 
     tokenizer: Tokenizer
+    n_vocab: int
     settings: AnswerSettings
     ends: frozenset[int]
     room_behind: Callable[[int], int]
@@ -65,11 +67,26 @@ def completion_choices(asked: CompletionRequest, terms: Terms) -> list[Choice]:
             max_tokens=asked.max_tokens or COMPLETION_TOKENS,
             logprobs=asked.logprobs,
         )
-        echo = (
-            "" if not asked.echo else prompt if isinstance(prompt, str) else text_of(prompt, terms.tokenizer)
-        )
-        choices += _each_seed(asked, Choice(request, echo))
+        choices += _each_seed(asked, Choice(request, _echo(prompt, terms) if asked.echo else ""))
     return choices
+
+
+def _echo(prompt: str | list[int], terms: Terms) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    # llama.cpp ends the process when it is asked for the text of an id that it does not have.
+    if max(prompt) >= terms.n_vocab:
+        raise BadRequest(
+            f"the prompt has a token id that is not in the vocabulary of {terms.n_vocab}", param="prompt"
+        )
+    return text_of(prompt, terms.tokenizer)
+
+
+def parameter_of(argument: str, *, chat: bool) -> str:
+    """What requests call an argument of `run`."""
+    if argument in EcdOptions.model_fields:
+        return f"ecd.{argument}"
+    return "messages" if argument == "prompt" and chat else argument
 
 
 def text_of(ids: list[int], tokenizer: Tokenizer) -> str:

@@ -3,6 +3,7 @@
 Owns which status stands for which of our codes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,7 +24,8 @@ STATUS = {
     Code.UNAVAILABLE: 503,
 }
 INTERNAL = 500
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+# 401 and 404 have no type of their own at OpenAI's: it is their `code` that tells.
+TYPES = {429: "rate_limit_error"}
 
 
 class ErrorBody(BaseModel):
@@ -42,11 +44,10 @@ class ErrorResponse(BaseModel):
 
 
 class Refused(BadRequest):
-    """A request that is not let through, with what OpenAI's errors tell of it."""
+    """A request that is not let through, with what OpenAI's errors tell; `param` is the client's own name."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400):
-        super().__init__(message)
-        self.param = param
+        super().__init__(message, param=param)
         self.error_code = code
         self.status = status
 
@@ -56,13 +57,18 @@ def status_of(error: EcdError) -> int:
     return error.status if isinstance(error, Refused) else STATUS.get(error.code, INTERNAL)
 
 
-def error_payload(error: EcdError) -> dict[str, Any]:
-    """The error as OpenAI's API tells it."""
+def error_payload(
+    error: EcdError, named: Callable[[str], str | None] = lambda argument: None
+) -> dict[str, Any]:
+    """The error as OpenAI's API tells it; `named`: what the request calls an argument of `run`."""
     match error:
         case Refused():
             param, code = error.param, error.error_code
         case EcdError(code=Code.CONTEXT_OVERFLOW):
-            param, code = None, "context_length_exceeded"
+            # Found here or by the cloud. OpenAI's names the prompt, whatever `max_tokens` is.
+            param, code = named("prompt"), "context_length_exceeded"
+        case BadRequest(param=str(argument)):
+            param, code = named(argument), "bad_request"
         case _:
             param, code = None, error.code.name.lower()
     return error_object(status_of(error), str(error), param, code)

@@ -3,13 +3,14 @@
 Owns the names of the metrics; what is counted already is not counted again.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import process_time
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ecd.edge.answer import Answer
@@ -114,18 +115,16 @@ class Metrics:
 
 
 class RequestCount:
-    """Counts what is answered, by path and status; ASGI middleware."""
+    """Counts what is answered, by the path of its route and by status; ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]):
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[Route]):
         self._app = app
         self._requests = metrics.requests
-        self._paths = paths
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands on to the application, and notes the status that it answers with."""
-        path = scope.get("path")
-        # A label for every path that somebody tries would grow without end.
-        label = path if path in self._paths else "other"
+        label = self._label(scope)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -133,3 +132,9 @@ class RequestCount:
             await send(message)
 
         await self._app(scope, receive, noting)
+
+    def _label(self, scope: Scope) -> str:
+        # Here, since what is refused on the way to the router never has a route. A label for every path or
+        # name that somebody tries would grow without end.
+        found = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return next((route.path_format for route in found), "other")

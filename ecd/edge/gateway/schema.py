@@ -7,7 +7,7 @@ for nothing, so that it is refused by name and shows in the OpenAPI document. Kn
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from ecd.config import Agreement, Threshold
@@ -64,11 +64,19 @@ class EcdOptions(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """`include_usage`: one more chunk at the end, with the usage."""
+    """`include_usage`: one more chunk at the end, with the usage. `include_obfuscation`: false only."""
 
     model_config = _STRICT
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _check_obfuscation(cls, asked: bool | None) -> bool | None:
+        if asked:
+            raise ValueError("chunks are not padded here to hide the lengths of tokens; false, or left out")
+        return asked
 
 
 class Asked(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import statistics
 import threading
 import time
@@ -16,7 +17,7 @@ from ecd.config import Http
 from ecd.errors import Code, DaemonError
 from ecd.http_server import http_server
 from ecd.wire.messages import Finish
-from tests.edge.gateway.instant_cloud import END, InstantCloud, serving
+from tests.edge.gateway.instant_cloud import END, ByteModel, InstantCloud, serving
 from tests.edge.one_cloud import connect
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
@@ -180,12 +181,31 @@ async def test_ignore_eos_makes_the_ends_of_text_impossible(
         (CHAT_PATH, CHAT | {"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
         (CHAT_PATH, CHAT | {"frobnicate": 1}, 400, "frobnicate", "unknown_parameter"),
         (CHAT_PATH, CHAT | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
-        (CHAT_PATH, CHAT | {"max_tokens": 5000}, 400, None, "context_length_exceeded"),
-        (CHAT_PATH, CHAT | {"ecd": {"mode": "greedy"}, "temperature": 1}, 400, None, "bad_request"),
-        (CHAT_PATH, CHAT | {"ecd": {"mode": "confident"}, "logprobs": True}, 400, None, "bad_request"),
+        (CHAT_PATH, CHAT | {"max_tokens": 5000}, 400, "messages", "context_length_exceeded"),
+        (CHAT_PATH, CHAT | {"ecd": {"mode": "greedy"}, "temperature": 1}, 400, "temperature", "bad_request"),
+        (CHAT_PATH, CHAT | {"ecd": {"mode": "confident"}, "logprobs": True}, 400, "logprobs", "bad_request"),
+        (CHAT_PATH, CHAT | {"ecd": {"mode": "confident", "draft": False}}, 400, "ecd.draft", "bad_request"),
+        (
+            CHAT_PATH,
+            CHAT | {"ecd": {"link_loss": "degrade"}, "logprobs": True},
+            400,
+            "ecd.link_loss",
+            "bad_request",
+        ),
+        (CHAT_PATH, CHAT | {"logit_bias": {"257": 1}}, 400, "logit_bias", "bad_request"),
+        (CHAT_PATH, CHAT | {"logit_bias": {"99999999": 1}}, 400, "logit_bias", "bad_request"),
+        (
+            CHAT_PATH,
+            CHAT | {"stream": True, "stream_options": {"include_obfuscation": True}},
+            400,
+            "stream_options.include_obfuscation",
+            "invalid_value",
+        ),
+        (COMPLETIONS_PATH, {"prompt": "p", "max_tokens": 5000}, 400, "prompt", "context_length_exceeded"),
         (COMPLETIONS_PATH, {"prompt": "p", "suffix": "s"}, 400, "suffix", "unsupported_parameter"),
-        (COMPLETIONS_PATH, {"prompt": [257]}, 400, None, "bad_request"),
-        (COMPLETIONS_PATH, {"prompt": ""}, 400, None, "bad_request"),
+        (COMPLETIONS_PATH, {"prompt": [257]}, 400, "prompt", "bad_request"),
+        (COMPLETIONS_PATH, {"prompt": [257], "echo": True}, 400, "prompt", "bad_request"),
+        (COMPLETIONS_PATH, {"prompt": ""}, 400, "prompt", "bad_request"),
         (COMPLETIONS_PATH, {}, 400, "prompt", "missing_required_parameter"),
         (COMPLETIONS_PATH, {"prompt": "p", "best_of": 2}, 400, "best_of", "invalid_value"),
         ("/detokenize", {"tokens": [257]}, 400, "tokens", "invalid_value"),
@@ -197,7 +217,36 @@ async def test_what_cannot_be_done_is_refused_in_openai_s_shape(
     reply = await client.post(path, json=asked)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["code"]) == (status, param, code)
-    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/tokenize"])
+async def test_a_conversation_that_the_template_refuses_is_blamed_by_its_name(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for template in ("{{ raise_exception('roles must take turns') }}", "{{ nothing.here }}", "", None):
+        monkeypatch.setattr(ByteModel, "chat_template", template)
+        reply = await client.post(path, json=CHAT)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages"), template
+
+
+async def test_no_parameter_is_blamed_for_what_the_cloud_does(
+    client: httpx.AsyncClient, cloud: InstantCloud
+) -> None:
+    """But for a context that it alone knew of."""
+    cloud.text = None
+    for code, param in [(Code.BAD_REQUEST, None), (Code.ENGINE, None), (Code.CONTEXT_OVERFLOW, "messages")]:
+        before = len(cloud.opened)
+        asking = asyncio.create_task(client.post(CHAT_PATH, json=CHAT))
+        await until(lambda before=before: len(cloud.opened) > before)
+        cloud.reset(code)
+        assert (await asking).json()["error"]["param"] == param
+
+
+async def test_streams_are_not_padded_and_may_say_so(client: httpx.AsyncClient) -> None:
+    asked = CHAT | {"stream": True, "stream_options": {"include_obfuscation": False}}
+    reply = await client.post(CHAT_PATH, json=asked)
+    assert all("obfuscation" not in event and event.get("usage") is None for event in events(reply.text))
 
 
 async def test_who_chooses_the_tokens_can_be_said_in_the_request(
@@ -213,7 +262,8 @@ async def test_who_chooses_the_tokens_can_be_said_in_the_request(
 
 
 async def test_paths_methods_and_bodies_that_are_none(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/nowhere")).json()["error"]["type"] == "not_found_error"
+    lost = await client.get("/nowhere")
+    assert (lost.status_code, lost.json()["error"]["type"]) == (404, "invalid_request_error")
     assert (await client.get(CHAT_PATH)).status_code == 405
     assert (await client.post(CHAT_PATH, json=[])).status_code == 400
     assert (await client.post(CHAT_PATH, content=b"{", headers=JSON)).status_code == 400
@@ -276,7 +326,9 @@ async def test_keys_guard_all_but_what_shows_nothing(cloud: InstantCloud) -> Non
             assert (await client.get(path)).status_code == 200
         for path in ("/v1/models", "/metrics", "/ecd/stats", "/nowhere"):
             reply = await client.get(path)
-            assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"]) == (401, "invalid_api_key")
+            assert (error["type"], error["param"]) == ("invalid_request_error", None)
         for shown, status in [("Bearer two", 200), ("bearer one", 200), ("Bearer three", 401), ("two", 401)]:
             reply = await client.get("/v1/models", headers={"authorization": shown})
             assert reply.status_code == status, shown
@@ -327,11 +379,34 @@ async def test_metrics_are_the_service_s_own_counters(client: httpx.AsyncClient,
     assert (await client.get("/ecd/stats")).json()["stats"]["committed"] == 3
 
 
+async def test_requests_are_counted_by_route_whatever_names_they_have(cloud: InstantCloud) -> None:
+    async with serving(cloud, api_keys=["k"]) as url, httpx.AsyncClient(base_url=url) as client:
+        await client.get("/v1/models/bytes")
+        client.headers["authorization"] = "Bearer k"
+        for name in ("bytes", "a", "b/c", "d%2Fe"):
+            await client.get(f"/v1/models/{name}")
+        await client.delete("/v1/models/f")
+        await client.get("/v1/models")
+        text = (await client.get("/metrics")).text
+    counted = re.findall(r'^ecd_http_requests_total\{path="(.*)",status="(.*)"\} (.*)$', text, re.MULTILINE)
+    named = "/v1/models/{model}"
+    assert sorted(counted) == [
+        ("/v1/models", "200", "1.0"),
+        (named, "200", "1.0"),
+        (named, "401", "1.0"),
+        (named, "404", "3.0"),
+        (named, "405", "1.0"),
+    ]
+
+
 async def test_models_and_tokens(client: httpx.AsyncClient, cloud: InstantCloud) -> None:
     (model,) = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == ("bytes", "model", 4096)
     assert (await client.get("/v1/models/bytes")).json() == model
-    assert (await client.get("/v1/models/other")).status_code == 404
+    missing = await client.get("/v1/models/other")
+    assert missing.status_code == 404
+    del (error := missing.json()["error"])["message"]
+    assert error == {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
     cloud.service.cloud_model = {"name": "who/bytes"}
     assert (await client.get("/v1/models/who%2Fbytes")).json()["id"] == "who/bytes"
     reply = await client.post("/tokenize", json={"prompt": "é"})

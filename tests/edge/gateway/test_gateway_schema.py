@@ -40,6 +40,11 @@ def test_null_is_every_parameter_s_default(name: str) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "only with `logprobs: true`"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "differs"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only for `stream: true`"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "not padded",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "not 'json_object'"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"logit_bias": {"1": 200}}, "logit_bias.1", "less than or equal to 100"),
