@@ -132,13 +132,18 @@ class StepCost:
             return self._tables[1][tokens - 1]
         return float(_time(self._hoped, tokens, 1))
 
-    def hoped(self, tokens: Floats, passes: Floats) -> Floats:
+    def hoped(self, tokens: Floats, passes: Floats | float) -> Floats:
         """The time of steps that is to be hoped for, one standard deviation less than predicted.
 
         Who chooses by it tries what is not known well and may be cheap (Lai and Robbins 1985). Element by
         element; in no known unit before anything is measured.
         """
         return np.asarray(_time(self._hoped, tokens, passes))
+
+    @property
+    def passes_are_free(self) -> bool:
+        """Whether it is to be hoped that steps take no longer for the passes that they are cut into."""
+        return not self._hoped[_KNOTS]
 
     def most_tokens(self, sessions: int) -> int:
         """The largest batch to try: at most twice what is known."""
@@ -194,8 +199,9 @@ class Calibration:
     def _rate(self, claim: float) -> DecayedRate:
         bucket = int(claim * (self.BUCKETS - 1e-9))
         rate = self._rates[bucket]
-        rate.keep((1 - 1 / self.MEMORY_STEPS) ** (self._steps - self._faded[bucket]))
-        self._faded[bucket] = self._steps
+        if steps := self._steps - self._faded[bucket]:
+            rate.keep((1 - 1 / self.MEMORY_STEPS) ** steps)
+            self._faded[bucket] = self._steps
         return rate
 
 
@@ -242,15 +248,16 @@ def best_counts(sessions: Sequence[Hinted], cost: StepCost, at_most: int, at_lea
     # Ragged: hints in the order of what they add.
     order = np.argsort(-gains, axis=None, kind="stable")
     order = order[: min(room, int(np.count_nonzero(gains)))]
-    ragged_passes = _passes(order // width, len(hinted), base - len(hinted))
+    free = cost.passes_are_free
+    passes: Floats | float = 1.0 if free else _passes(order // width, len(hinted), base - len(hinted))
     ragged = (base + np.concatenate(([0.0], np.cumsum(gains.flat[order])))) / cost.hoped(
-        base + np.arange(len(order) + 1.0), ragged_passes
+        base + np.arange(len(order) + 1.0), passes
     )
     ragged[:at_least] = 0.0
     best = int(ragged.argmax())
-    for row in order[:best] // width:
+    for row in (order[:best] // width).tolist():
         counts[hinted[row]] += 1
-    if len(hinted) == 1:
+    if free or len(hinted) == 1:
         return counts
 
     # Level: k hints of the q sessions where these are worth most.
@@ -258,7 +265,7 @@ def best_counts(sessions: Sequence[Hinted], cost: StepCost, at_most: int, at_lea
     ranked = np.argsort(-sums, axis=0, kind="stable")
     depth, chosen = np.arange(1.0, width + 1), np.arange(1.0, len(hinted) + 1)[:, None]
     size = chosen * depth
-    passes: Floats = np.broadcast_to(np.where(chosen < base, 2.0, 1.0), size.shape)
+    passes = np.broadcast_to(np.where(chosen < base, 2.0, 1.0), size.shape)
     level = (base + np.cumsum(np.take_along_axis(sums, ranked, axis=0), axis=0)) / cost.hoped(
         base + size, passes
     )

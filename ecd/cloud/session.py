@@ -261,7 +261,8 @@ class Session:
         No more than could be committed beside the target's own token, and none before the prompt has been
         read.
         """
-        takes = self.decoding and self._next_step() is Step.OWN
+        # In a step that is not its own there is nothing left beside the target's token, or it is an audit.
+        takes = self.decoding and not self.turn.audits
         hints = self.board.take(min(at_most, self.remaining - 1)) if takes else []
         return Hinted(self.calibration.chances([hint.confidence for hint in hints]), self.strict)
 

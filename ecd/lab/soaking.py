@@ -32,6 +32,9 @@ HANG_S = 120.0
 # Until all that clients and dead peers left behind must be gone.
 QUIET_S = 20.0
 READ_EVERY_S = 0.5
+# Before a process has given so many answers its memory tells nothing: threads still take their first buffers
+# for KV states, and the allocator keeps those.
+WARM_UP_ANSWERS = 32
 # After so long a cloud has looked at its token file.
 NOTICED_S = 1.5
 TELL_EVERY_S = 30.0
@@ -41,11 +44,15 @@ LEAVING = 0.05
 
 @dataclass(slots=True)
 class Watched:
-    """A daemon, when it was killed, and what was read of it. `up`: nobody is starting it."""
+    """A daemon, when it was killed, and what was read of it. `up`: nobody is starting it.
+
+    `answers`: those that ended since its process began.
+    """
 
     daemon: DaemonProcess
     up: asyncio.Event = field(default_factory=asyncio.Event)
     killed_at: list[float] = field(default_factory=list)
+    answers: int = 0
     readings: list[Usage] = field(default_factory=list)
     idle_fds: int = 0
     idle_tasks: int = 0
@@ -71,6 +78,8 @@ class Watched:
         self.up.clear()
         self.killed_at.append(monotonic())
         await asyncio.to_thread(self.daemon.signal, signal.SIGKILL)
+        self.answers = 0
+        self.readings.clear()
         self.daemon.start()
         await asyncio.to_thread(self.daemon.wait, lambda status: True)
         self.up.set()
@@ -195,6 +204,8 @@ class Soak:
         except EcdError as e:
             outcome, reason = self._explained(e, edge, begun)
         self._answers.end(outcome, reason)
+        edge.answers += 1
+        self._cloud.answers += 1
         if outcome is Outcome.REFUSED:
             await self._let_in.wait()
 
@@ -244,7 +255,7 @@ class Soak:
         while True:
             for watched in everybody:
                 pid = watched.pid()
-                if watched.up.is_set():
+                if watched.up.is_set() and watched.answers >= WARM_UP_ANSWERS:
                     with suppress(OSError):
                         watched.readings.append(usage_of(pid))
             if monotonic() >= tell_at:

@@ -35,6 +35,8 @@ def early_and_late(readings: Sequence[Usage]) -> tuple[int, int] | None:
     The least of thirds: what a process holds while it works, a state on its way to the disk, it gives back,
     and what leaks it does not. None where it was read too seldom to tell.
     """
+    if not readings:
+        return None
     last = [each.rss_bytes for each in readings if each.pid == readings[-1].pid]
     warm = last[int(len(last) * WARM_UP) :]
     third = len(warm) // 3

@@ -36,3 +36,4 @@ def test_what_is_held_for_a_while_is_no_growth() -> None:
 
 def test_of_a_process_that_was_read_seldom_nothing_is_said() -> None:
     assert early_and_late(readings(1, *[9] * 20) + readings(2, 1, 2)) is None
+    assert early_and_late([]) is None

@@ -55,8 +55,8 @@ def _thresholds(context: click.Context, option: click.Parameter, value: str) -> 
 @click.option("--repeat", type=REPEATS, default=1, show_default=True, help="Of the whole.")
 @click.option("--max-tokens", type=TOKENS, help=f"Of each answer.  [default: --config's, {MAX_TOKENS}]")
 @click.option(
-    "--thresholds", default="0.5,0.8,0.95", show_default=True, callback=_thresholds, metavar="X[,X...]|none",
-    help="Also mode `confident` at each of these.",
+    "--thresholds", default="0.5,0.7,0.8,0.9,0.95,0.99", show_default=True, callback=_thresholds,
+    metavar="X[,X...]|none", help="Also mode `confident` at each of these.",
 )  # fmt: skip
 @click.option("--rtt-ms", type=MS, default=20.0, show_default=True, help="Of the emulated link.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order.")

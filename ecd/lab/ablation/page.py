@@ -30,6 +30,7 @@ SHOWN: tuple[tuple[str, str, int, float], ...] = (
     ("draft_prefill_tokens", "at the edge", 1, 1),
     ("draft_cached_tokens", "cached there", 1, 1),
     ("agreement", "agreement", 3, 1),
+    ("audited_agreement", "of audited", 3, 1),
     ("exact_match", "exact match", 3, 1),
     ("edge_share", "edge's tokens", 3, 1),
     ("success_rate", "success %", 1, 100),

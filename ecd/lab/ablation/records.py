@@ -37,8 +37,9 @@ class Answer:
     `forwards` of the target for them. `verified` hints, of which `accepted` came true; `drafted` guesses, of
     which at most `most_ahead` lay beyond the committed text. `wire_bytes`: frames of this answer, both ways.
     Of the prompt, `cached_tokens` were held by the cloud and `prefill_tokens` read; likewise the draft's at
-    the edge. `edge_tokens` were committed by the edge. `agreed`: tokens that are what the target would have
-    said. `right`: whether the answer is right, None where that cannot be told.
+    the edge. `edge_tokens` were committed by the edge; the cloud compared `audited` of them by the end of the
+    answer, of which `audits_agreed` are its own choice too. `agreed`: tokens that are what the target would
+    have said. `right`: whether the answer is right, None where that cannot be told.
     """
 
     error: str | None = None
@@ -61,6 +62,8 @@ class Answer:
     draft_prefill_tokens: int = 0
     draft_cached_tokens: int = 0
     edge_tokens: int = 0
+    audited: int = 0
+    audits_agreed: int = 0
     agreed: int | None = None
     right: bool | None = None
 

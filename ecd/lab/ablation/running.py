@@ -156,6 +156,9 @@ def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[
         forwards=stats["target_forwards"],
         wire_bytes=stats["wire_bytes_up"] + stats["wire_bytes_down"],
         edge_tokens=sum(origin.startswith("edge-") for origin in result["origins"]),
+        # Only there where the edge commits.
+        audited=stats.get("audited", 0),
+        audits_agreed=stats.get("agreed", 0),
         **{
             name: stats[name]
             for name in (

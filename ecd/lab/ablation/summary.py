@@ -43,6 +43,7 @@ METRICS = (
     Metric("prefill_tokens", lambda a: a.prefill_tokens),
     Metric("cached_tokens", lambda a: a.cached_tokens),
     Metric("agreement", lambda a: a.agreed or 0, _tokens, lambda a: a.error is None and a.agreed is not None),
+    Metric("audited_agreement", lambda a: a.audits_agreed, lambda a: a.audited),
     Metric("success_rate", lambda a: a.error is None, of=lambda a: True),
     Metric("exact_match", lambda a: bool(a.right), of=lambda a: a.error is None and a.right is not None),
     Metric("edge_share", lambda a: a.edge_tokens, _tokens),

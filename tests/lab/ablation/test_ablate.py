@@ -149,7 +149,7 @@ experiments:
   ablations:
     - name: sure
       description: the edge commits what it is half sure of
-      config_overrides: {{edge.mode: confident, edge: {{threshold: 0.5}}}}
+      config_overrides: {{edge.mode: confident, edge: {{threshold: 0.5, audit_share: 1.0}}}}
 """
 EXACT = ("baseline", "no_confidence", "no_draft_verify", "no_kv_cache", "cloud_only")
 
@@ -195,6 +195,7 @@ def test_every_ablation_differs_where_it_must(tmp_path: Path) -> None:
     assert summary["edge_only"]["forwards_per_token"] == 0
     assert summary["edge_only"]["edge_share"] == 1
     assert summary["sure"]["edge_share"] > 0
+    assert 0 < summary["sure"]["audited_agreement"] <= 1
     assert summary["sure"]["forwards_per_token"] < 1
 
     assert summary["no_draft_verify"]["forwards_per_token"] == 1

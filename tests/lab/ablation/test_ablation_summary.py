@@ -24,6 +24,7 @@ def answer(tokens: int = 4, **changes: Any) -> Answer:
         "token_ids": tuple(range(tokens)), "latency_ms": 100.0, "ttft_ms": 20.0, "decoded": tokens - 1,
         "decode_ms": 60.0, "forwards": 2, "drafted": 6, "verified": 4, "accepted": 3, "wire_bytes": 90,
         "prefill_tokens": 30, "cached_tokens": 10, "agreed": tokens, "edge_tokens": 1,
+        "audited": 4, "audits_agreed": 3,
     }  # fmt: skip
     return Answer(**given | changes)
 
@@ -51,6 +52,7 @@ def test_the_summary_is_of_sums_over_all_answers() -> None:
         "prefill_tokens": 30,
         "cached_tokens": 10,
         "agreement": 12 / 16,
+        "audited_agreement": 3 / 4,
         "success_rate": 1,
         "exact_match": 1,
         "edge_share": 3 / 16,
