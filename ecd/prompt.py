@@ -71,7 +71,7 @@ def render_chat(tokenizer: Tokenizer, messages: ChatMessages) -> str:
     }
     try:
         return _compiled(tokenizer.chat_template).render(values)
-    except TemplateError as e:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:
         raise BadRequest(f"the model's chat template fails on these messages: {e}", param="prompt") from None
 
 

@@ -69,6 +69,12 @@ def test_a_template_that_writes_the_start_token_gets_no_second_one() -> None:
     assert prompt_tokens(Templated("{{ messages[0].content }}"), "Hi", chat=True) == (1, *b"Hi")
 
 
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ messages + 1 }}", "{{ 'x'.index('y') }}"])
+def test_a_template_that_fails_says_so(template: str) -> None:
+    with pytest.raises(BadRequest, match="template fails"):
+        prompt_tokens(Templated(template), "Hi", chat=True)
+
+
 def test_templates_run_in_a_sandbox() -> None:
     hostile = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(BadRequest, match="template fails"):

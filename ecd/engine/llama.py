@@ -82,7 +82,12 @@ class LlamaModel:
         return list(ids[:n])
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
-        """The bytes of a token; none of one that steers the model, unless `control` asks for its name."""
+        """The bytes of a token; none of one that steers the model, unless `control` asks for its name.
+
+        Raises EngineError for an id that the model does not have: llama.cpp would end the process.
+        """
+        if not 0 <= token < self.n_vocab:
+            raise EngineError(f"token id {token} is not in the vocabulary of {self.n_vocab}")
         if token in self.eog and not control:
             return b""
         room = 64

@@ -152,6 +152,12 @@ def test_pieces_make_up_the_text(target: LlamaModel) -> None:
     assert target.piece(target.eos, control=True) == b"<|im_end|>"
 
 
+def test_an_id_that_the_model_lacks_has_no_piece_and_ends_nothing(target: LlamaModel) -> None:
+    for token in (-1, target.n_vocab):
+        with pytest.raises(EngineError, match=f"{token} is not in the vocabulary"):
+            target.piece(token)
+
+
 def test_a_file_that_is_no_model_is_said() -> None:
     with pytest.raises(ModelError, match="cannot load"):
         LlamaModel(resolve(__file__))
