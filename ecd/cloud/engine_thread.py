@@ -46,12 +46,18 @@ class EngineThread:
         self._busy_until: float | None = None
         self._restarts = 0
 
-    def step(self, forget: Sequence[int], work: Sequence[Work]) -> asyncio.Future[tuple[StepResult, float]]:
-        """Begins a step: what came of it, and how long it took, in seconds.
+    async def step(
+        self, forget: Sequence[int], work: Sequence[Work]
+    ) -> asyncio.Future[tuple[StepResult, float]]:
+        """Begins a step, and returns when it runs: what comes of it, and how long it took, in seconds.
 
         A failure ends the sessions that took part and nothing else.
         """
-        return self._loop.run_in_executor(self._thread, self._step, forget, work)
+        # Whatever else the event loop did at once, the thread would have to wait for.
+        begun = asyncio.Event()
+        result = self._loop.run_in_executor(self._thread, self._step, forget, work, begun)
+        await begun.wait()
+        return result
 
     def rest(self) -> None:
         """There is no work: what passes until the next step is no gap. Between steps only."""
@@ -78,8 +84,11 @@ class EngineThread:
         self._thread.submit(self._verifier.close)
         self._thread.shutdown()
 
-    def _step(self, forget: Sequence[int], work: Sequence[Work]) -> tuple[StepResult, float]:
+    def _step(
+        self, forget: Sequence[int], work: Sequence[Work], begun: asyncio.Event
+    ) -> tuple[StepResult, float]:
         start = perf_counter()
+        self._loop.call_soon_threadsafe(begun.set)
         if work and self._busy_until is not None:
             self._gaps.add(start - self._busy_until)
         try:

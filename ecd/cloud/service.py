@@ -7,7 +7,7 @@ is handed.
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from time import monotonic, process_time, time
 from typing import Any
@@ -117,21 +117,21 @@ class CloudService:
 
         The next step begins before the edges are told what the last one brought: the engine is what is dear.
         """
-        untold: list[tuple[Link, Message]] = []
+        untold: Iterable[tuple[Link, Message]] = ()
         while True:
             self._to_forget += self._batcher.park()
             work = self._batcher.plan(monotonic())
             if not work and not self._to_forget:
                 self._engine.rest()
                 self._tell(untold)
-                untold = []
+                untold = ()
                 await self._rest()
                 continue
             forget, self._to_forget = self._to_forget, []
-            step = self._engine.step(forget, work)
+            step = await self._engine.step(forget, work)
             self._tell(untold)
             result, step_s = await step
-            untold = self._settle(result, step_s) if work else []
+            untold = self._settle(result, step_s) if work else ()
 
     async def drain(self) -> None:
         """Takes no new sessions; returns when the last one has ended."""
@@ -217,20 +217,19 @@ class CloudService:
 
     # -- engine
 
-    def _settle(self, result: StepResult, step_s: float) -> list[tuple[Link, Message]]:
-        """Takes in what came of a step of so many seconds; what to say of it, to whom."""
-        said = []
+    def _settle(self, result: StepResult, step_s: float) -> Iterable[tuple[Link, Message]]:
+        """Takes in what came of a step of so many seconds; what to say of it, to whom, as it is asked for."""
+        told = []
         for key, outcome in self._batcher.apply(result, step_s, monotonic()):
-            link, stream = self._by_key[key]
-            said.append((link, _message_of(stream, outcome, step_s)))
+            told.append((*self._by_key[key], outcome))
             match outcome:
                 case EcdError():
                     self._over(key, str(outcome))
                 case Committed() if outcome.finish is not Finish.NONE:
                     self._over(key, outcome.finish.name.lower())
-        return said
+        return ((link, _message_of(stream, outcome, step_s)) for link, stream, outcome in told)
 
-    def _tell(self, said: list[tuple[Link, Message]]) -> None:
+    def _tell(self, said: Iterable[tuple[Link, Message]]) -> None:
         for link, message in said:
             link.send(message)
 

@@ -30,17 +30,17 @@ async def thread(engine: Engine) -> AsyncIterator[EngineThread]:
 async def test_a_gap_is_from_one_step_to_the_next_unless_there_was_no_work_between(
     thread: EngineThread,
 ) -> None:
-    await thread.step([], work(1, 2))
+    await (await thread.step([], work(1, 2)))
     assert thread.stats()["gaps"] == 0
-    _, step_s = await thread.step([], work(1, 2))
+    _, step_s = await (await thread.step([], work(1, 2)))
     assert step_s >= 0
     assert thread.stats()["gaps"] == 1
     thread.rest()
-    await thread.step([], work(1, 2))
+    await (await thread.step([], work(1, 2)))
     assert thread.stats()["gaps"] == 1
     # Nor is a step that only forgets one that somebody waited for.
-    await thread.step([1], [])
-    await thread.step([], work(1, 2))
+    await (await thread.step([1], []))
+    await (await thread.step([], work(1, 2)))
     assert thread.stats()["gaps"] == 1
     assert 0 < thread.stats()["gap_s"] < 10
 
@@ -50,10 +50,10 @@ async def test_a_failure_is_that_of_the_sessions_of_the_step(
     thread: EngineThread, engine: Engine, error: EngineError
 ) -> None:
     engine.error = error
-    result, _ = await thread.step([], work(POISON))
+    result, _ = await (await thread.step([], work(POISON)))
     assert result.failed == {1: error}
     assert thread.stats()["engine_restarts"] == isinstance(error, EngineLost)
-    result, _ = await thread.step([], work(1))
+    result, _ = await (await thread.step([], work(1)))
     assert set(result.judged) == {1}
 
 
@@ -62,6 +62,6 @@ async def test_what_nobody_foresaw_is_an_engine_error(thread: EngineThread, engi
         raise ZeroDivisionError("one over none")
 
     engine.step = step  # type: ignore[method-assign]
-    result, _ = await thread.step([], work(1))
+    result, _ = await (await thread.step([], work(1)))
     assert isinstance(result.failed[1], EngineError)
     assert "one over none" in str(result.failed[1])
