@@ -66,5 +66,6 @@ def host_of(header: str) -> str:
 
 
 def _through_unix_socket(scope: Scope) -> bool:
+    # TCP has a host and a port. Of a Unix socket uvicorn tells the path without a port, or (0.34) nothing.
     server = scope["server"]
-    return server is not None and server[1] is None
+    return server is None or server[1] is None
