@@ -60,9 +60,13 @@ def hosts_to_name(http: Http) -> Collection[str] | None:
 
 
 def host_of(header: str) -> str:
-    """The host in a Host header: without the port, an IPv6 address without its brackets, in lower case."""
-    host, _, port = header.rpartition(":")
-    return (host if port.isdigit() else header).strip("[]").lower()
+    """The host in a Host header, in lower case.
+
+    Without the port, which may be empty, an IPv6 address without its brackets, a name without its last dot.
+    """
+    host, colon, port = header.rpartition(":")
+    named = host if colon and (port.isdigit() or not port) else header
+    return named.strip("[]").lower().removesuffix(".")
 
 
 def _through_unix_socket(scope: Scope) -> bool:

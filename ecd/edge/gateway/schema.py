@@ -317,10 +317,16 @@ def _has_many_names(body: bytes) -> bool:
     return names > MAX_NAMES
 
 
+def _progress(error: Any) -> tuple[int, bool, list[int]]:
+    # Lists fail fast: a branch whose list failed at a later element has taken those before.
+    indices = [part for part in error["loc"] if isinstance(part, int)]
+    return len(error["loc"]), not error["type"].endswith("_type"), indices
+
+
 def _refusal(error: ValidationError) -> Refused:
     # Every branch of a union reports; the one that got furthest is the one that was meant.
     errors: list[Any] = error.errors(include_url=False)
-    deepest = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    deepest = max(errors, key=_progress)
     where = [str(part) for part in deepest["loc"]]
     where = where[:1] + [part for part in where[1:] if not _BRANCH.fullmatch(part)]
     where = [part[:TOLD_CHARACTERS] for part in where]

@@ -25,6 +25,13 @@ from tests.edge.gateway.instant_cloud import InstantCloud, raw, serving
         ("[::1]:8082", "::1"),
         ("[::1]", "::1"),
         ("edge.example", "edge.example"),
+        ("127.0.0.1:", "127.0.0.1"),
+        ("[::1]:", "::1"),
+        ("localhost.", "localhost"),
+        ("localhost.:8082", "localhost"),
+        ("localhost..", "localhost."),
+        ("12345", "12345"),
+        (":8082", ""),
         ("", ""),
     ],
 )
