@@ -56,7 +56,7 @@ def hosts_to_name(http: Http) -> Collection[str] | None:
     """The `hosts` for these settings: any where other machines can reach it, for there keys are required."""
     if http.listen is None or not is_loopback(split_address(http.listen)[0]):
         return None
-    return frozenset(host.strip("[]").lower() for host in http.allowed_hosts)
+    return frozenset(host.strip("[]").lower().removesuffix(".") for host in http.allowed_hosts)
 
 
 def host_of(header: str) -> str:

@@ -43,7 +43,7 @@ def test_any_host_may_be_named_where_keys_are_required() -> None:
     assert hosts_to_name(Http(listen="0.0.0.0:0", api_keys=["k"])) is None
     assert hosts_to_name(Http(listen=None, socket=Path("s"))) is None
     assert hosts_to_name(Http()) == frozenset()
-    assert hosts_to_name(Http(listen="[::1]:1", allowed_hosts=["Edge.Example", "[::2]"])) == {
+    assert hosts_to_name(Http(listen="[::1]:1", allowed_hosts=["Edge.Example.", "[::2]"])) == {
         "edge.example",
         "::2",
     }
