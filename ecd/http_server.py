@@ -32,7 +32,8 @@ BACKLOG = 1024
 PARSED_HEAD_BYTES = 64 << 10
 # Fewer than the descriptors that a process usually may have, so that links and control sockets find some.
 MAX_CONNECTIONS = 512
-# From a connection to the end of its first head.
+# From a connection, or an answer there, to the end of the next head. Behind an answer uvicorn closes sooner
+# if nothing comes, but stops its clock at the first byte.
 HEAD_S = 10.0
 # Answers have ended by then; what is left is to write what they said.
 LAST_WRITES_S = 2
@@ -41,8 +42,10 @@ LAST_WRITES_S = 2
 class BoundedProtocol(H11Protocol):
     """uvicorn's, on the parser that has a limit for heads: beyond it, it answers 400 and closes.
 
-    Closes connections that are too many, those that ask for nothing, and other users' at a Unix socket.
+    Closes connections that are too many, those that ask for nothing more, and other users' at a Unix socket.
     """
+
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -56,7 +59,18 @@ class BoundedProtocol(H11Protocol):
             transport.write(b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\n\r\n" + refusal.encode() + b"\n")
             transport.close()
         else:
-            self.loop.call_later(HEAD_S, self._close_if_idle)
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by whomever."""
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """An answer is written; the head of the next request may have come in part, or whole."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._wait_for_head()
 
     def send_400_response(self, msg: str) -> None:
         """What the client sends is not HTTP: the connection ends, whatever was being answered there."""
@@ -68,9 +82,19 @@ class BoundedProtocol(H11Protocol):
             # Else the application's answer, which comes too late, is an error with a traceback in the log.
             self.cycle.disconnected = True
 
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._head_timer = self.loop.call_later(HEAD_S, self._close_if_idle)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def _close_if_idle(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()
+        if self.cycle is None or self.cycle.response_complete:
+            # Not aborted: a slow reader has yet to get the answer before.
+            self.transport.close()
 
 
 def _refusal_of(sock: socket.socket) -> str | None:

@@ -4,6 +4,7 @@ Owns what the options are as arguments of the control socket's `run`, and the ex
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -40,7 +41,16 @@ def _with_json(context: click.Context, option: click.Parameter, count: int | Non
     return count
 
 
-class ThresholdType(click.FloatRange):
+class Number(click.FloatRange):
+    """A number in a range; click's own lets `nan` through, which is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Fails with click's usage error."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
+
+
+class ThresholdType(Number):
     """A confidence, or the word `adaptive`."""
 
     name = "threshold"
@@ -55,18 +65,45 @@ class ThresholdType(click.FloatRange):
 
 Option = Callable[[Any], Any]
 
+# The ranges are those of ecd.sampling.
 _SAMPLING: tuple[Option, ...] = (
     click.option(
-        "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token."
+        "--temperature",
+        type=Number(0, 100),
+        default=0.0,
+        show_default=True,
+        help="0 takes the most likely token.",
     ),
-    click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling; 1 is off."),
-    click.option("--top-k", type=int, default=0, show_default=True, help="Only the k most likely; 0 is off."),
     click.option(
-        "--min-p", type=float, default=0.0, show_default=True, help="Share of the most likely; 0 is off."
+        "--top-p",
+        type=Number(0, 1, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Nucleus sampling; 1 is off.",
     ),
-    click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="0 is off."),
-    click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="0 is off."),
+    click.option(
+        "--top-k",
+        type=click.IntRange(0, 1 << 24),
+        default=0,
+        show_default=True,
+        help="Only the k most likely; 0 is off.",
+    ),
+    click.option(
+        "--min-p",
+        type=Number(0, 1),
+        default=0.0,
+        show_default=True,
+        help="Share of the most likely; 0 is off.",
+    ),
+    click.option(
+        "--repetition-penalty", type=Number(0.01, 100), default=1.0, show_default=True, help="1 is off."
+    ),
+    click.option(
+        "--presence-penalty", type=Number(-100, 100), default=0.0, show_default=True, help="0 is off."
+    ),
+    click.option(
+        "--frequency-penalty", type=Number(-100, 100), default=0.0, show_default=True, help="0 is off."
+    ),
     click.option(
         "--logit-bias", metavar="ID=BIAS", multiple=True, help="Adds to a token id's logit; repeatable."
     ),
@@ -135,7 +172,10 @@ _PACING: tuple[Option, ...] = (
         help="What to pace for.  [default: the edge's]",
     ),
     click.option(
-        "--patience-ms", type=float, default=None, help="How long the cloud may hold a step back for hints."
+        "--patience-ms",
+        type=Number(0, 4_294_967),
+        default=None,
+        help="How long the cloud may hold a step back for hints.",
     ),
     click.option(
         "--kv-cache/--no-kv-cache",
@@ -236,6 +276,11 @@ def parse_bias(pairs: tuple[str, ...]) -> list[tuple[int, float]]:
             biases.append((int(token), float(bias)))
         except ValueError:
             raise click.BadParameter(f"{pair!r} is not ID=BIAS", param_hint="--logit-bias") from None
+        if not (0 <= biases[-1][0] < 1 << 24 and -1000 <= biases[-1][1] <= 1000):
+            raise click.BadParameter(
+                f"{pair!r} is not in the range: ids are below {1 << 24}, biases in -1000 to 1000",
+                param_hint="--logit-bias",
+            )
     return biases
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from ecd.http_server import http_server
 
@@ -55,25 +56,52 @@ async def test_more_connections_than_there_may_be_are_closed(
             await asyncio.sleep(0.01)
 
 
+async def is_closed(connection: Connection) -> bool:
+    reader, writer = connection
+    async with asyncio.timeout(10):
+        # One that was reset looks otherwise than one that ended.
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    return True
+
+
 @pytest.mark.parametrize("sent", [b"", REQUEST[:-2]])
 async def test_who_asks_for_nothing_is_not_waited_for(
     port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr("ecd.http_server.HEAD_S", 0.05)
-    reader, writer = await connected(port, sent)
-    async with asyncio.timeout(10):
-        # An aborted connection looks like one that ended, or like one that was reset.
-        with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
-    writer.close()
+    assert await is_closed(await connected(port, sent))
 
 
-async def test_who_has_asked_may_take_longer(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecd.http_server.HEAD_S", 0.05)
-    reader, writer = await connected(port, REQUEST)
-    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
-    await asyncio.sleep(0.1)
-    assert await is_answered((reader, writer))
+@pytest.mark.parametrize("asked", [1, 2])
+@pytest.mark.parametrize("together", [False, True])
+async def test_nor_is_the_rest_of_a_head_behind_an_answer(
+    port: int, monkeypatch: pytest.MonkeyPatch, asked: int, together: bool
+) -> None:
+    """Whether its part comes with the requests before or behind their answers."""
+    monkeypatch.setattr("ecd.http_server.HEAD_S", 0.5)
+    part = REQUEST[:-2]
+    reader, writer = await connected(port, REQUEST * asked + (part if together else b""))
+    for _ in range(asked):
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    if not together:
+        writer.write(part)
+    assert await is_closed((reader, writer))
+
+
+async def test_who_has_asked_may_be_answered_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecd.http_server.HEAD_S", 0.5)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.6)
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    async with http_server(slow, "127.0.0.1:0") as (url,):
+        reader, writer = await connected(int(url.rpartition(":")[2]), REQUEST * 2)
+        for _ in range(2):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -291,11 +291,12 @@ def test_settings_are_asked_for_and_the_curl_command_asks_the_same(
     page.get_by_label("Seed").fill("99")
     page.get_by_label("Max tokens").fill("33")
     page.get_by_label("Objective").select_option("cost")
+    page.get_by_label("Mode").select_option("confident")
     page.get_by_role("button", name="Run").click()
     finished(page)
     body = gateway[1][-1]
     assert (body["temperature"], body["seed"], body["max_tokens"]) == (0.7, 99, 33)
-    assert body["ecd"] == {"draft": True, "timeline": True, "objective": "cost"}
+    assert body["ecd"] == {"draft": True, "timeline": True, "objective": "cost", "mode": "confident"}
     page.get_by_role("button", name="Copy as curl").click()
     command = shlex.split(page.evaluate("navigator.clipboard.readText()"))
     assert command[:2] == ["curl", "-N"]
@@ -304,6 +305,33 @@ def test_settings_are_asked_for_and_the_curl_command_asks_the_same(
     assert json.loads(command[command.index("-d") + 1]) == body
     page.get_by_role("button", name="Copy text").click()
     assert page.evaluate("navigator.clipboard.readText()") == "".join(pieces())
+
+
+@pytest.mark.browser
+def test_the_mode_is_chosen_by_keyboard_and_compared_with_the_target_alone(
+    page: Page, gateway: tuple[str, list[dict[str, Any]]]
+) -> None:
+    mode, switch = page.get_by_label("Mode"), page.get_by_role("switch")
+    page.get_by_text("Settings").click()
+    switch.check()
+    page.get_by_label("Max tokens").focus()
+    page.keyboard.press("Tab")
+    expect(mode).to_be_focused()
+    asked = []
+    for _ in range(5):
+        asked.append(page.evaluate("request().ecd.mode"))
+        page.keyboard.press("ArrowDown")
+    assert asked == [None, "exact", "confident", "edge-only", "cloud-only"]
+    expect(switch).to_be_disabled()
+    page.keyboard.press("ArrowUp")
+    expect(switch).to_be_enabled()
+    expect(switch).to_be_checked()
+    page.keyboard.press("Control+Enter")
+    finished(page)
+    assert [body["ecd"]["mode"] for body in gateway[1][-2:]] == ["edge-only", "cloud-only"]
+    expect(page.locator("#verdict")).to_have_text(
+        re.compile(r"^The draft alone is [\d.]+ times as fast as the target alone\.")
+    )
 
 
 @pytest.mark.browser

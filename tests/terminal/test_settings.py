@@ -5,9 +5,11 @@ from typing import Any
 import click
 import pytest
 
+from ecd.errors import BadRequest
 from ecd.options import run_arguments
+from ecd.sampling import Sampling
 from ecd.terminal.commands import chat
-from ecd.terminal.settings import changed, told
+from ecd.terminal.settings import changed, mode, told
 
 
 @pytest.fixture
@@ -62,7 +64,14 @@ def test_a_name_without_a_value_is_the_default_again(start: dict[str, Any]) -> N
         ("temperature=hot", "not a valid float"),
         ("objective=fast", "objective"),
         ("max-tokens=0", "not in the range"),
+        ("temperature=9999", "not in the range"),
+        ("temperature=nan", "is not a number"),
+        ("threshold=nan", "is not a number"),
+        ("top-p=0", "not in the range"),
+        ("patience-ms=-1", "not in the range"),
         ("logit-bias=x", "is not ID=BIAS"),
+        ("logit-bias=5=1001", "is not in the range"),
+        ("logit-bias=-1=1", "is not in the range"),
         ("help", "No such option"),
         ("stop='x", "No closing quotation"),
         ("temperature 0.8", "temperature"),
@@ -72,6 +81,30 @@ def test_what_makes_no_sense_is_refused_by_name(start: dict[str, Any], line: str
     with pytest.raises(click.UsageError) as refused:
         changed(start, line)
     assert said in refused.value.format_message()
+
+
+SAMPLING = [
+    (name, option.type.min, option.type.max, option.type.min_open)
+    for option in mode.params
+    if (name := option.name) in Sampling.__dataclass_fields__
+    and isinstance(option.type, click.FloatRange | click.IntRange)
+]
+
+
+def test_the_ranges_are_those_of_sampling(start: dict[str, Any]) -> None:
+    """At their ends both take a value, beyond both refuse it."""
+    assert len(SAMPLING) == 8
+    for name, least, most, open_least in SAMPLING:
+        for value in (least, most):
+            if open_least and value == least:
+                continue
+            assert changed(start, f"{name.replace('_', '-')}={value}")[name] == value
+            Sampling.from_map({"rule": "coupled", name: value})
+        for value in (least if open_least else least - 1, most + 1):
+            with pytest.raises(click.UsageError):
+                changed(start, f"{name.replace('_', '-')}={value}")
+            with pytest.raises(BadRequest):
+                Sampling.from_map({"rule": "coupled", name: value})
 
 
 def test_settings_are_told_as_mode_takes_them(start: dict[str, Any]) -> None:

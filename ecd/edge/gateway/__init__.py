@@ -1,4 +1,5 @@
 """The OpenAI-compatible HTTP API of the edge.
 
-Only this package imports Starlette, uvicorn and prometheus_client. It is imported when HTTP is wanted.
+It is imported when HTTP is wanted. Starlette is imported here and in `ecd.http_server`, which runs uvicorn;
+prometheus_client here and in `ecd.cloud.metrics`.
 """

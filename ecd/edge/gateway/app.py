@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -94,6 +95,8 @@ class Gateway:
                     allow_headers=["*"],
                 )
             )
+        # Starlette's own is around all middleware: what it answers is not counted, and no page may read it.
+        middleware.append(Middleware(ServerErrorMiddleware, handler=_on_failure))
         if self._http.api_keys:
             middleware.append(Middleware(KeyCheck, keys=self._http.api_keys))
         return Starlette(
@@ -103,7 +106,6 @@ class Gateway:
                 EcdError: _on_error,
                 HTTPException: _on_http,
                 ClientDisconnect: _on_disconnect,
-                Exception: _on_failure,
             },
         )
 

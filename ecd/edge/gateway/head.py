@@ -56,15 +56,20 @@ def hosts_to_name(http: Http) -> Collection[str] | None:
     """The `hosts` for these settings: any where other machines can reach it, for there keys are required."""
     if http.listen is None or not is_loopback(split_address(http.listen)[0]):
         return None
-    return frozenset(host.strip("[]").lower() for host in http.allowed_hosts)
+    return frozenset(host.strip("[]").lower().removesuffix(".") for host in http.allowed_hosts)
 
 
 def host_of(header: str) -> str:
-    """The host in a Host header: without the port, an IPv6 address without its brackets, in lower case."""
-    host, _, port = header.rpartition(":")
-    return (host if port.isdigit() else header).strip("[]").lower()
+    """The host in a Host header, in lower case.
+
+    Without the port, which may be empty, an IPv6 address without its brackets, a name without its last dot.
+    """
+    host, colon, port = header.rpartition(":")
+    named = host if colon and (port.isdigit() or not port) else header
+    return named.strip("[]").lower().removesuffix(".")
 
 
 def _through_unix_socket(scope: Scope) -> bool:
+    # TCP has a host and a port. Of a Unix socket uvicorn tells the path without a port, or (0.34) nothing.
     server = scope["server"]
-    return server is not None and server[1] is None
+    return server is None or server[1] is None

@@ -7,8 +7,18 @@ for nothing, so that it is refused by name and shows in the OpenAPI document. Kn
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import from_json
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, from_json
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from ecd.config import Agreement, Threshold
 from ecd.edge.gateway.errors import Refused
@@ -36,8 +46,32 @@ StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,7})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-# Only null: the parameter is OpenAI's, and nothing here does what it asks for.
-Unsupported = Annotated[None, Field(description="not supported")]
+
+
+class Nothing:
+    """Marks a parameter of OpenAI's that nothing here does. Null, and the given values, ask for nothing."""
+
+    def __init__(self, *values: Any):
+        self._values = (None, *values)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": list(self._values), "description": "not supported: these values ask for nothing"}
+
+    def _checked(self, given: Any) -> None:
+        # Python's 0 is its False, and JSON's is not.
+        if not any(type(given) is type(value) and given == value for value in self._values):
+            raise PydanticCustomError("unsupported", "not supported")
+
+
+Unsupported = Annotated[None, Nothing()]
+NoList = Annotated[None, Nothing([])]
+# Whoever has no tools may say so, or let the model choose among none.
+NoTool = Annotated[None, Nothing("none", "auto")]
 
 # What pydantic adds to the location of an error: the branch of a union, such as `list[int]`, or `[key]`.
 _BRANCH = re.compile(r"(constrained-)?(str|int|float)|(list|literal)\[.*\]|\[key\]")
@@ -137,9 +171,9 @@ class Message(BaseModel):
     name: Unsupported = None
     refusal: Unsupported = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
+    tool_calls: NoList = None
     function_call: Unsupported = None
-    annotations: Unsupported = None
+    annotations: NoList = None
 
     def to_map(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -159,7 +193,7 @@ class TextFormat(BaseModel):
 
 
 class ChatRequest(Asked):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`. `top_logprobs` above 0 only with `logprobs: true`."""
 
     messages: Messages
     max_completion_tokens: MaxTokens | None = None
@@ -168,24 +202,24 @@ class ChatRequest(Asked):
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Unsupported = None
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
-    parallel_tool_calls: Unsupported = None
-    functions: Unsupported = None
-    function_call: Unsupported = None
+    store: Annotated[None, Nothing(False)] = None
+    tools: NoList = None
+    tool_choice: NoTool = None
+    parallel_tool_calls: Annotated[None, Nothing(True, False)] = None
+    functions: NoList = None
+    function_call: NoTool = None
     audio: Unsupported = None
-    metadata: Unsupported = None
+    metadata: Annotated[None, Nothing({})] = None
     prediction: Unsupported = None
     reasoning_effort: Unsupported = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
     prompt_cache_key: Unsupported = None
-    safety_identifier: Unsupported = None
+    safety_identifier: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with `logprobs: true`")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
@@ -283,10 +317,16 @@ def _has_many_names(body: bytes) -> bool:
     return names > MAX_NAMES
 
 
+def _progress(error: Any) -> tuple[int, bool, list[int]]:
+    # Lists fail fast: a branch whose list failed at a later element has taken those before.
+    indices = [part for part in error["loc"] if isinstance(part, int)]
+    return len(error["loc"]), not error["type"].endswith("_type"), indices
+
+
 def _refusal(error: ValidationError) -> Refused:
     # Every branch of a union reports; the one that got furthest is the one that was meant.
     errors: list[Any] = error.errors(include_url=False)
-    deepest = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    deepest = max(errors, key=_progress)
     where = [str(part) for part in deepest["loc"]]
     where = where[:1] + [part for part in where[1:] if not _BRANCH.fullmatch(part)]
     where = [part[:TOLD_CHARACTERS] for part in where]
@@ -300,7 +340,7 @@ def _refusal(error: ValidationError) -> Refused:
     match deepest["type"]:
         case "extra_forbidden":
             return Refused(f"{name} is not a parameter known here", param=name, code="unknown_parameter")
-        case "none_required":
+        case "unsupported":
             return Refused(f"{name} is not supported here", param=name, code="unsupported_parameter")
         case "missing":
             return Refused(f"{name} is missing", param=name, code="missing_required_parameter")

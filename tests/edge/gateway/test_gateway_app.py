@@ -399,6 +399,26 @@ async def test_requests_are_counted_by_route_whatever_names_they_have(cloud: Ins
     ]
 
 
+async def test_what_fails_unexpectedly_is_told_counted_and_readable_from_other_origins(
+    cloud: InstantCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*given: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("ecd.edge.gateway.app.status_told", fails)
+    origin = {"origin": "https://app.example"}
+    async with (
+        serving(cloud, cors_origins=[origin["origin"]]) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        reply = await client.get("/ecd/stats", headers=origin)
+        text = (await client.get("/metrics")).text
+    assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
+    assert reply.headers["access-control-allow-origin"] == origin["origin"]
+    assert 'ecd_http_requests_total{path="/ecd/stats",status="500"} 1.0' in text
+    assert caplog.text.count("ZeroDivisionError: a fault of ours") == 1
+
+
 async def test_models_and_tokens(client: httpx.AsyncClient, cloud: InstantCloud) -> None:
     (model,) = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == ("bytes", "model", 4096)

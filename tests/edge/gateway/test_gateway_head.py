@@ -7,7 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message
 
 from ecd.config import Http
 from ecd.edge.gateway.head import MAX_HEAD_BYTES, HeadCheck, host_of, hosts_to_name
@@ -24,6 +25,13 @@ from tests.edge.gateway.instant_cloud import InstantCloud, raw, serving
         ("[::1]:8082", "::1"),
         ("[::1]", "::1"),
         ("edge.example", "edge.example"),
+        ("127.0.0.1:", "127.0.0.1"),
+        ("[::1]:", "::1"),
+        ("localhost.", "localhost"),
+        ("localhost.:8082", "localhost"),
+        ("localhost..", "localhost."),
+        ("12345", "12345"),
+        (":8082", ""),
         ("", ""),
     ],
 )
@@ -35,7 +43,7 @@ def test_any_host_may_be_named_where_keys_are_required() -> None:
     assert hosts_to_name(Http(listen="0.0.0.0:0", api_keys=["k"])) is None
     assert hosts_to_name(Http(listen=None, socket=Path("s"))) is None
     assert hosts_to_name(Http()) == frozenset()
-    assert hosts_to_name(Http(listen="[::1]:1", allowed_hosts=["Edge.Example", "[::2]"])) == {
+    assert hosts_to_name(Http(listen="[::1]:1", allowed_hosts=["Edge.Example.", "[::2]"])) == {
         "edge.example",
         "::2",
     }
@@ -81,25 +89,22 @@ async def test_a_unix_socket_has_no_name_that_could_be_wrong(tmp_path: Path) -> 
         assert (await client.get("http://whatever/v1/models")).status_code == 200
 
 
-async def test_without_a_host_nothing_is_answered_on_loopback() -> None:
-    """What HTTP/1.0 allows, and a scope without the header."""
+@pytest.mark.parametrize(
+    ("server", "status"), [(("127.0.0.1", 1), 421), (("/run/http.sock", None), 200), (None, 200)]
+)
+@pytest.mark.parametrize("headers", [[], [(b"host", b"whatever")]])
+async def test_a_wrong_host_or_none_matters_where_browsers_can_reach(
+    server: tuple[str, int | None] | None, status: int, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """HTTP/1.0 allows none. uvicorn tells of a Unix socket its path without a port, or nothing at all."""
     statuses = []
 
-    async def send(message: dict[str, object]) -> None:
+    async def send(message: Message) -> None:
         statuses.append(message.get("status"))
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError
-
-    scope = {
-        "type": "http",
-        "server": ("127.0.0.1", 1),
-        "headers": [],
-        "raw_path": b"/",
-        "query_string": b"",
-    }
-    await HeadCheck(app, hosts=())(scope, None, send)  # type: ignore[arg-type]
-    assert statuses[0] == 421
+    scope = {"type": "http", "server": server, "headers": headers, "raw_path": b"/", "query_string": b""}
+    await HeadCheck(Response(), hosts=())(scope, None, send)  # type: ignore[arg-type]
+    assert statuses[0] == status
 
 
 async def test_heads_that_are_too_long_are_refused_before_anything_else() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecd.edge.gateway.errors import Refused
+from ecd.edge.gateway.openapi import document
 from ecd.edge.gateway.schema import (
     MAX_NAMES,
     TOLD_CHARACTERS,
@@ -33,9 +34,46 @@ def test_null_is_every_parameter_s_default(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "asked",
+    [
+        {"store": False},
+        {"parallel_tool_calls": True},
+        {"parallel_tool_calls": False},
+        {"tools": [], "tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"functions": [], "function_call": "none"},
+        {"metadata": {}},
+        {"top_logprobs": 0},
+        {"top_logprobs": 0, "logprobs": False},
+    ],
+)
+def test_a_value_that_asks_for_nothing_changes_nothing(asked: dict[str, Any]) -> None:
+    """And the document says that it may be there."""
+    told = document(with_keys=False)["components"]["schemas"]["ChatRequest"]["properties"]
+    for name in asked.keys() - {"top_logprobs", "logprobs"}:
+        assert asked[name] in told[name]["enum"]
+    plain, given = (parsed(ChatRequest, json.dumps(CHAT | more).encode()) for more in ({}, asked))
+    assert given.model_dump(exclude={"top_logprobs", "logprobs"}) == plain.model_dump(
+        exclude={"top_logprobs", "logprobs"}
+    )
+
+
+def test_notes_of_the_client_s_own_are_taken() -> None:
+    parsed(ChatRequest, json.dumps(CHAT | {"user": "a", "safety_identifier": "b"}).encode())
+
+
+@pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
-        ({"tools": []}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"store": True}, "store", "not supported"),
+        ({"store": 0}, "store", "not supported"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "",
+        ),
         ({"metadata": {"a": "b"}}, "metadata", "not supported"),
         ({"top_logprobs": 2}, "top_logprobs", "only with `logprobs: true`"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "differs"),
@@ -81,6 +119,11 @@ def test_a_chat_that_cannot_be_answered_as_asked(asked: dict[str, Any], param: s
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt.0"),
         ({"prompt": [1, -1]}, "prompt.1"),
+        ({"prompt": [1, "a"]}, "prompt.1"),
+        ({"prompt": ["a", 1]}, "prompt.1"),
+        ({"prompt": [[1], "a"]}, "prompt.1"),
+        ({"prompt": [[1], [2, "a"]]}, "prompt.1.1"),
+        ({"prompt": [None]}, "prompt.0"),
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
         ({"suffix": "x"}, "suffix"),
     ],
@@ -94,7 +137,7 @@ def test_a_completion_that_cannot_be_made_as_asked(asked: dict[str, Any], param:
 def test_what_has_the_wrong_type_is_refused_by_name(
     kind: type[ChatRequest | CompletionRequest], asked: dict[str, Any], wrong: Any
 ) -> None:
-    texts = {"model", "user", "prompt"}
+    texts = {"model", "user", "safety_identifier", "prompt"}
     for name in kind.model_fields.keys() - (texts if isinstance(wrong, str) else set()):
         param = refusal(kind, asked | {name: wrong}).param
         assert param is not None
@@ -168,6 +211,6 @@ def test_a_prompt_is_one_or_many_of_texts_or_ids(prompt: Any, prompts: list[Any]
 
 
 def test_the_messages_of_an_earlier_reply_can_be_sent_again() -> None:
-    said = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": None}
+    said = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
     asked = parsed(ChatRequest, json.dumps({"messages": [said]}).encode())
     assert asked.messages[0].to_map() == {"role": "assistant", "content": "hi"}
