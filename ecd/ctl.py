@@ -184,6 +184,7 @@ def migrate(socket: Path, session: int, to: str, as_json: bool) -> None:
     """Hand the answer with number ID over to another edge, together with what the draft model knows of it.
 
     Whoever waits for the answer goes on reading it here. If the other edge fails, it is finished here.
+    Answers in modes confident and edge-only, where the edge commits tokens itself, are refused.
 
     \b
     Example:
