@@ -61,11 +61,20 @@ ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 # A name or an address as the Host header has it, but for the port.
 HostName = Annotated[str, Field(pattern=r"^([\w.-]+|\[[0-9A-Fa-f:.]+\])$")]
-PatienceMs = Annotated[float, Field(ge=0, le=4_000_000)]
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not true or false")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+PatienceMs = Annotated[Number, Field(ge=0, le=4_000_000)]
 # A confidence from which on the edge commits by itself, the agreement that one is found for, and a share.
-Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"]
-Agreement = Annotated[float, Field(ge=0.5, le=0.999)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[Number, Field(ge=0, le=1)] | Literal["adaptive"]
+Agreement = Annotated[Number, Field(ge=0.5, le=0.999)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 

@@ -146,8 +146,8 @@ def set_(socket: Path, settings: tuple[str, ...], as_json: bool) -> None:
     """Change settings of a running edge, for requests that come from here on.
 
     Names and values as in its file: mode, threshold, target_agreement, audit_share, objective, ahead_tokens,
-    patience_ms, hint_tokens, kv_cache (true or false); `null` takes one back to none. All are changed, or
-    none. Prints what holds now. Nothing is written to the file.
+    patience_ms, hint_tokens, kv_cache (true or false), link_loss; `null` takes one back to none. All are
+    changed, or none. Prints what holds now. Nothing is written to the file.
 
     \b
     Examples:
@@ -184,6 +184,7 @@ def migrate(socket: Path, session: int, to: str, as_json: bool) -> None:
     """Hand the answer with number ID over to another edge, together with what the draft model knows of it.
 
     Whoever waits for the answer goes on reading it here. If the other edge fails, it is finished here.
+    Answers in modes confident and edge-only, where the edge commits tokens itself, are refused.
 
     \b
     Example:

@@ -29,7 +29,8 @@ _NOTHING = np.empty(0, np.int32)
 class Place:
     """A session's sequence of cells: the first `cached` of its `tokens` are in it, `reused` from the start.
 
-    `prompt`: the same tokens as far as they are prompt. `tenant`: whose they are.
+    `prompt`: the same tokens as far as they are prompt. `tenant`: whose they are. `unread`: from where on the
+    tokens that it began with have still to be read, and where those end.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Place:
     tenant: str
     reused: int
     cached: int
+    unread: tuple[int, int]
 
     @property
     def read(self) -> Text:
@@ -105,10 +107,19 @@ class Places:
             self._context.truncate(number, 0)
             held = 0
         prompt = tokens[: work.prompt_len]
-        self._places[work.key] = Place(number, work.tokens, prompt, work.tenant, held, held)
+        unread = held, len(tokens)
+        self._places[work.key] = Place(number, work.tokens, prompt, work.tenant, held, held, unread)
         self._counts.cached_tokens += held
-        self._counts.prefill_tokens += len(tokens) - held
         self._counts.hits += held > 0
+
+    def read(self, key: int, cached: int) -> None:
+        """The cells hold the session's first `cached` tokens from here on."""
+        place = self._places[key]
+        place.cached = cached
+        start, end = place.unread
+        if (upto := min(cached, end)) > start:
+            self._counts.prefill_tokens += upto - start
+            place.unread = upto, end
 
     def end(self, key: int) -> None:
         """The session is over; what its cells hold stays until they are needed."""

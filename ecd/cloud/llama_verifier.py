@@ -93,7 +93,7 @@ class LlamaVerifier:
         for item, segment, rows in zip(taking, segments, self._context.decode(segments), strict=True):
             sequence = self._places[item.key]
             hints = item.hints[: max(0, segment.rows - 1)]
-            sequence.cached = segment.start + len(segment.tokens) - len(hints)
+            self._places.read(item.key, segment.start + len(segment.tokens) - len(hints))
             if not segment.rows:
                 continue
             try:
@@ -127,7 +127,7 @@ class LlamaVerifier:
             segment = Segment(sequence.number, start, item.tokens[start:end], int(last))
             (rows,) = self._context.decode([segment])
             total += end - start
-            sequence.cached = end
+            self._places.read(item.key, end)
             if not last:
                 continue
             committed, accepted = list(item.tokens), 0

@@ -71,7 +71,7 @@ class DraftTask:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Tokens of a slot's text when the model was first asked: those held already, and those it read."""
+    """Of a slot's tokens when the model was first asked: those it need not read, and those it has read."""
 
     cached: int = 0
     read: int = 0

@@ -6,7 +6,7 @@ texts that are over is `prefix_cache`'s.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -67,10 +67,24 @@ class _Held:
 
 @dataclass(slots=True)
 class _Slot:
-    """A running text: its newest context, whose settled tokens stay, and what its beginning took to read."""
+    """A running text: its newest context, whose settled tokens stay, and what its beginning took to read.
+
+    The beginning are the `begins_with` tokens that the model was first asked about; 0 while it was not asked.
+    """
 
     context: Sequence[int]
     prefill: Prefill
+    begins_with: int = 0
+
+    def read(self, length: int) -> None:
+        """The model has read up to there; a token of the beginning counts once."""
+        new = min(length, self.begins_with) - self.prefill.cached - self.prefill.read
+        if new > 0:
+            self.prefill = replace(self.prefill, read=self.prefill.read + new)
+
+    def took(self, length: int) -> None:
+        """So many tokens are held without having been read here, but for those that were before."""
+        self.prefill = replace(self.prefill, cached=max(self.prefill.cached, length - self.prefill.read))
 
 
 class LlamaDrafter:
@@ -131,6 +145,7 @@ class LlamaDrafter:
         for index, segment, rows in zip(taken, segments, decoded, strict=True):
             task = tasks[index]
             self._held[segment.sequence].put(segment.start, segment.tokens)
+            self._running[task.slot].read(segment.start + len(segment.tokens))
             if len(rows):
                 guesses[index] = (
                     guess(
@@ -200,7 +215,7 @@ class LlamaDrafter:
             raise EngineError("pages of this draft model cannot be taken")
         self._cells.put(main, parts)
         self._held[main].put(0, tokens)
-        self._running.setdefault(slot, _Slot(tokens, Prefill(len(tokens))))
+        self._running.setdefault(slot, _Slot(tokens, Prefill())).took(len(tokens))
 
     def _sequence(self, task: DraftTask) -> int:
         return task.slot * self.branches + task.branch
@@ -217,6 +232,7 @@ class LlamaDrafter:
             self._running[task.slot].context = task.context
         else:
             self._begin(task, first)
+        self._running[task.slot].begins_with = self._running[task.slot].begins_with or len(task.context)
         shared = {s: self._held[s].common(task) for s in range(first, first + self.branches)}
         longest = max(shared, key=lambda sequence: shared[sequence])
         if shared[longest] > shared[mine]:
@@ -234,7 +250,7 @@ class LlamaDrafter:
             self._context.truncate(main, 0)
             held = 0
         self._held[main] = _Held(0, wanted.tokens[:held].tolist())
-        self._running[task.slot] = _Slot(task.context, Prefill(held, len(task.context) - held))
+        self._running[task.slot] = _Slot(task.context, Prefill(held))
 
     def _in_cells(self) -> Iterator[InCells]:
         """Texts that run, as far as their main lines hold them."""

@@ -5,6 +5,7 @@ elsewhere.
 """
 
 import logging
+from collections.abc import Sequence
 from time import monotonic
 
 from ecd.edge.answer import Answer, OtherEdge
@@ -138,8 +139,11 @@ class Placing:
     def forget_stream(self, answer: Answer) -> None:
         """Nothing is waited for on the stream of an answer that is over, unless tokens of it are compared."""
         turns = answer.generation.turns
-        if turns is None or not turns.pending:
-            self.close_stream(answer)
+        if turns is not None and turns.pending:
+            # The rest of the text it keeps from the end of the session on.
+            self._keeps(answer, answer.generation.request.prompt)
+        else:
+            self._ends(answer)
 
     # -- other edges
 
@@ -167,14 +171,24 @@ class Placing:
     # -- inside
 
     def _leaves(self, answer: Answer, outcome: EcdError | Finish) -> None:
-        generation = answer.generation
         if isinstance(answer.at, OtherEdge):
             answer.at.link.abort()
             return
-        # Where the edge commits tokens the cloud may not have the last of them.
-        if generation.origins and answer.at is not None and generation.turns is None:
-            self._prefixes.at(answer.at).add(generation.tokens)
         if isinstance(outcome, EcdError):
-            self.close_stream(answer)
+            self._ends(answer)
         else:
             self.forget_stream(answer)
+
+    def _ends(self, answer: Answer) -> None:
+        """The cloud's session is over too; from now on the cloud keeps what it has of the text."""
+        generation, turns = answer.generation, answer.generation.turns
+        if turns is None:
+            self._keeps(answer, generation.tokens)
+        elif answer.cloud is not None and self.on(answer.cloud, generation.stream) is answer:
+            # A stream that was lost or refused says nothing of what the cloud took.
+            self._keeps(answer, generation.tokens[: turns.told])
+        self.close_stream(answer)
+
+    def _keeps(self, answer: Answer, tokens: Sequence[int]) -> None:
+        if answer.generation.origins and answer.cloud is not None:
+            self._prefixes.at(answer.cloud).add(tokens)

@@ -57,6 +57,9 @@ class Receiving:
         message = event.message
         answer = self._placing.on(uplink, message.stream)
         if answer is None:
+            if isinstance(message, Reset) and message.code is Code.UNKNOWN_PREFIX:
+                # The edge had ended the text by then.
+                self._prefixes.at(uplink).forget()
             return
         answer.wire_down += event.size
         match message:
@@ -85,7 +88,7 @@ class Receiving:
             if answer.timeline is not None:
                 guesses = generation.lines.main.guesses
                 answer.timeline.arrived(message, guesses, self._meters.at(cloud).rtt_s, now)
-            first = not generation.tally.forwards
+            first = generation.reads
             self._running.perform(answer, generation.receive(message, now))
             if first and cloud is not None:
                 self._prefixes.at(cloud).add(generation.request.prompt)

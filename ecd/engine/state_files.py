@@ -134,11 +134,13 @@ class StateFiles:
         lengths = struct.pack(">III", len(tokens), saved.text.prompt_len, saved.text.solid)
         name = _digest(self._fingerprint, lengths, tokens, saved.text.tenant.encode())
         path = self._folder / (name.hex() + SUFFIX)
+        if len(content) > self._max_bytes:
+            # What it covers stays: that is better than nothing.
+            return
         for file in [file for file in self._files.values() if saved.text.covers(file.text)]:
             self._remove(file.path)
         try:
-            if not self._make_room(len(content)):
-                return
+            self._make_room(len(content))
             self._put(path, content)
             self._files[path] = _File(path, saved.text)
         except OSError as e:
@@ -197,10 +199,8 @@ class StateFiles:
                 os.unlink(part)
             raise
 
-    def _make_room(self, size_bytes: int) -> bool:
-        """Whether so many bytes more fit, now that the least recently used files are gone."""
-        if size_bytes > self._max_bytes:
-            return False
+    def _make_room(self, size_bytes: int) -> None:
+        """So many bytes more fit from here on: the least recently used files are gone."""
         listed = self._listed()
         total = sum(size for _, size, _ in listed)
         for path, size, _ in listed:
@@ -208,7 +208,6 @@ class StateFiles:
                 break
             self._remove(path)
             total -= size
-        return True
 
     def _drop(self, path: Path, why: Exception) -> None:
         log.warning("%s is damaged and is dropped: %s", path, why)

@@ -137,6 +137,16 @@ def test_a_second_turn_goes_on_from_the_cells_of_the_first(
     assert stats["hits"] == 1
 
 
+def test_a_prompt_that_is_given_up_counts_as_far_as_it_was_read(make: Make, first: list[int]) -> None:
+    verifier = make()
+    verifier.step([Work(1, first, len(first), Sampling(), [])])
+    verifier.forget(1)
+    assert verifier.stats()["prefill_tokens"] == 64 < len(first)
+    talk = Sessions(verifier)
+    talk.begin(first, fresh=True).go(9)
+    assert verifier.stats()["prefill_tokens"] == 64 + len(first)
+
+
 def test_what_one_tenant_asked_saves_another_nothing(
     make: Make, first: list[int], another: list[int]
 ) -> None:

@@ -35,7 +35,7 @@ class Sure:
     def draft(self, tasks: Sequence[DraftTask]) -> list[tuple[Guess, ...]]:
         if self.fails:
             raise RuntimeError("out of cells")
-        token = len(tasks[0].context) - len(PROMPT) + 1
+        token = len(tasks[0].context) - tasks[0].prompt_len + 1
         return [(Guess(token if token < 8 else END, 0.2 if token in (3, 6) else 0.9),)]
 
     def release(self, slot: int) -> None: ...
@@ -55,7 +55,7 @@ class Edge:
     def __init__(self, *, connected: bool = True) -> None:
         self.drafter = Sure()
         link = MadeUpLink()
-        link.connection.peer.features = ("commit",)
+        link.connection.peer.features = ("commit", "prefix")
         self.sent = link.sent
         self.service = EdgeService(
             self.drafter,
@@ -74,8 +74,9 @@ class Edge:
             self.uplink.refused = "wrong token"
         self.drafting = asyncio.create_task(self.service.drafting.forever())
 
-    def start(self, mode: Mode, **asked: Any) -> Answer:
-        return self.service.start(Request(PROMPT, Sampling(), 20, mode=mode, threshold=0.5, **asked))
+    def start(self, mode: Mode, prompt: tuple[int, ...] = PROMPT, **asked: Any) -> Answer:
+        given: dict[str, Any] = {"mode": mode, "threshold": 0.5} | asked
+        return self.service.start(Request(prompt, Sampling(), 20, **given))
 
     def hear(self, message: Any) -> None:
         self.service.on_event(self.uplink, Received(message, 10))
@@ -212,3 +213,86 @@ async def test_where_confident_is_unsure_and_no_cloud_is_left_the_draft_goes_on_
     origins, finish = await end_of(answer)
     assert origins == ["edge-confident"] * 2 + ["edge-offline"] * 6
     assert finish is Finish.STOP
+
+
+LONG = tuple(range(150))
+
+
+async def test_the_next_turn_sends_what_the_cloud_was_not_told_even_if_it_never_said_a_word(
+    make: Make,
+) -> None:
+    edge = make()
+    edge.drafter.slot_tokens = 400
+    prompt = LONG
+    for known in (0, 128, 128):
+        first = len(edge.sent)
+        answer = edge.start(Mode.CONFIDENT, prompt, threshold=0.0, audit_share=0.0)
+        await end_of(answer)
+        opened, ended = edge.sent[first:]
+        assert (type(opened), type(ended)) == (Open, Reset)
+        assert opened.prefix_len == known == answer.generation.tally.prefix_tokens
+        prompt = (*prompt, *answer.generation.committed, 7)
+
+
+async def test_of_tokens_that_are_compared_the_cloud_keeps_none_before_it_has_said_so(make: Make) -> None:
+    edge = make()
+    edge.drafter.slot_tokens = 400
+    prompt = LONG[:120]
+    answer = edge.start(Mode.CONFIDENT, prompt, threshold=0.0, audit_share=1.0)
+    await end_of(answer)
+    stream, said = answer.generation.stream, (*prompt, *answer.generation.committed, 7)
+    assert len(said) > 128
+    *_, compared = edge.sent
+    assert (type(compared), compared.audit) == (Commit, 8)
+
+    def prefix_len() -> int:
+        edge.service.cancel(edge.start(Mode.CONFIDENT, said).id)
+        return [message for message in edge.sent if isinstance(message, Open)][-1].prefix_len
+
+    assert prefix_len() == 64
+    edge.hear(Audit(stream, len(prompt), bytes(8), 1))
+    assert prefix_len() == 128
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["while it runs", "when the edge has ended it"])
+async def test_a_cloud_that_forgot_the_text_of_the_edges_tokens_gets_all_of_it(
+    make: Make, ended: bool
+) -> None:
+    edge = make()
+    edge.drafter.slot_tokens = 400
+    await end_of(edge.start(Mode.CONFIDENT, LONG, threshold=0.0, audit_share=0.0))
+    answer = edge.start(Mode.CONFIDENT, LONG, threshold=0.0 if ended else 0.5, audit_share=0.0)
+    opened = [message for message in edge.sent if isinstance(message, Open)][-1]
+    assert opened.prefix_len == 128
+    if ended:
+        await end_of(answer)
+    else:
+        await until(lambda: isinstance(edge.sent[-1], Commit))
+    edge.hear(Reset(opened.stream, Code.UNKNOWN_PREFIX, "gone"))
+    if ended:
+        answer = edge.start(Mode.CONFIDENT, LONG)
+    again = [message for message in edge.sent if isinstance(message, Open)][-1]
+    assert (again.prompt, again.prefix_len) == (LONG, 0)
+    assert again.committed == (() if ended else (1, 2))
+
+
+async def test_what_a_cloud_did_not_take_it_does_not_know(make: Make) -> None:
+    edge = make()
+    edge.drafter.slot_tokens = 400
+    answer = edge.start(Mode.CONFIDENT, LONG, audit_share=0.0)
+    await until(lambda: isinstance(edge.sent[-1], Commit))
+    edge.hear(Reset(answer.generation.stream, Code.CONTEXT_OVERFLOW, "too long"))
+    edge.start(Mode.CONFIDENT, LONG)
+    assert edge.sent[-1].prefix_len == 0
+
+
+async def test_the_prompt_is_known_from_the_first_tokens_on_also_behind_an_audit(make: Make) -> None:
+    edge = make()
+    edge.drafter.slot_tokens = 400
+    answer = edge.start(Mode.CONFIDENT, LONG, audit_share=1.0)
+    await until(lambda: isinstance(edge.sent[-1], Commit))
+    stream = answer.generation.stream
+    edge.hear(Audit(stream, len(LONG), bytes(2), 1))
+    edge.hear(Tokens(stream, len(LONG) + 2, (3,), 0, 0, 900, Finish.NONE))
+    edge.start(Mode.EXACT, LONG)
+    assert edge.sent[-1].prefix_len == 128

@@ -320,6 +320,17 @@ class TestTextsThatAreOver:
         assert_same(made[0], afresh(draft, second))
         assert_same(made[1], afresh(draft, branch))
 
+    def test_what_is_counted_is_what_was_read_until_now(
+        self, keeping: LlamaDrafter, tokens: list[int]
+    ) -> None:
+        (made,) = keeping.draft([task(tokens[:200])])
+        assert made == ()
+        assert keeping.prefill(0) == Prefill(0, keeping.held(0))
+        assert 0 < keeping.held(0) < 200
+        finish(keeping, task(tokens[:200]))
+        finish(keeping, task(tokens[:203]))
+        assert keeping.prefill(0) == Prefill(0, 200), "what follows is the answer"
+
     def test_what_was_guessed_wrong_is_not_taken_for_the_text(
         self, draft: LlamaModel, keeping: LlamaDrafter, tokens: list[int]
     ) -> None:

@@ -109,10 +109,23 @@ def test_the_rest_of_a_text_is_read_behind_pages_of_its_beginning(
 ) -> None:
     guesses, cells = local
     there.draft([DraftTask(0, 0, prompt, len(prompt), len(prompt), Sampling())])
+    before = there.held(0)
+    assert there.prefill(0) == Prefill(0, before)
     there.put(0, prompt[:300], [cells[:300]])
+    assert there.prefill(0) == Prefill(300 - before, before)
     read = Read(monkeypatch)
     assert [g.token for g in drafted(there, prompt)] == [g.token for g in guesses]
     assert read.tokens == len(prompt) - 300 + GUESSES - 1
+    assert there.prefill(0) == Prefill(300 - before, len(prompt) - 300 + before)
+
+
+def test_pages_that_came_before_the_first_question_were_not_read(
+    there: LlamaDrafter, prompt: list[int], local: tuple[list[Guess], Cells]
+) -> None:
+    _, cells = local
+    there.put(0, prompt[:300], [cells[:300]])
+    drafted(there, prompt)
+    assert there.prefill(0) == Prefill(300, len(prompt) - 300)
 
 
 def test_pages_of_another_text_are_found_not_to_be_this_ones(

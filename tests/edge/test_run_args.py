@@ -70,6 +70,7 @@ def test_cloud_only_is_the_clouds_text_without_hints() -> None:
         ({"mode": "edge-only", "logprobs": 0}, "logprobs are the target's"),
         ({"mode": "confident", "draft": False}, "mode confident is not without drafts; use mode cloud-only"),
         ({"threshold": 1.5}, "threshold: "),
+        ({"threshold": True}, "threshold: "),
         ({"target_agreement": 0.2}, "target_agreement: "),
         ({"audit_share": -1.0}, "audit_share: "),
     ],
@@ -114,6 +115,9 @@ def test_settings_change_for_all_who_hold_them() -> None:
     [
         ({"mode": "confident", "audit_share": 2}, "audit_share: "),
         ({"mode": "fast"}, "mode: "),
+        ({"threshold": True}, "threshold: .* a number is wanted, not true or false"),
+        ({"audit_share": False}, "audit_share: .* a number is wanted"),
+        ({"patience_ms": True}, "patience_ms: .* a number is wanted"),
         ({"sessions": 3}, "sessions cannot be set while running; mode, threshold, target_agreement"),
         ({7: 3}, "7 cannot be set"),
     ],

@@ -217,6 +217,16 @@ def test_a_longer_text_takes_the_place_of_its_beginning(tmp_path: Path) -> None:
     assert found[0] == 130
 
 
+def test_a_longer_text_that_does_not_fit_leaves_its_beginning_there(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path, 4000, MODEL)
+    files.write(saved(1000, 100, state_bytes=1000))
+    files.write(saved(1000, 150))
+    assert len(files_in(tmp_path)) == len(files) == 1
+    found = files.find(wanted(1000), 0)
+    assert found is not None
+    assert found[0] == 80
+
+
 def test_what_a_crash_left_half_written_is_cleared_away_in_time(tmp_path: Path) -> None:
     old, new = tmp_path / ("old" + PART_SUFFIX), tmp_path / ("new" + PART_SUFFIX)
     for path in (old, new):
