@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ class Pair:
     cloud: DaemonProcess
     edge: DaemonProcess
     request: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of a pair since its start: the cloud's `sessions` and `forwards`, whatever these were for, and how many
+    of the edge's tokens the cloud `audited` and would have said too (`agreed`).
+    """
+
+    sessions: int
+    forwards: int
+    audited: int
+    agreed: int
+
+    def __sub__(self, before: "Counts") -> "Counts":
+        return Counts(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
 
 @contextlib.contextmanager
@@ -94,15 +109,21 @@ def _warm_up(pair: Pair) -> None:
     wait_until_idle(pair)
 
 
-def wait_until_idle(pair: Pair) -> None:
-    """Returns when neither daemon has anything left to do, or when that takes too long."""
+def wait_until_idle(pair: Pair, sessions: int = 0) -> Counts:
+    """The counts when neither daemon has anything left to do, or when that takes too long.
+
+    `sessions`: so many the edge has opened; the last may still be on its way to an idle cloud, which keeps it
+    until the edge has been told of all comparisons. Raises EcdError and OSError where a daemon is gone.
+    """
     deadline_s = time.monotonic() + IDLE_WAIT_S
-    # One that is gone has nothing to do, and what is asked next tells of it.
-    with contextlib.suppress(EcdError, OSError):
-        while time.monotonic() < deadline_s:
-            if pair.cloud.call("stats")["idle"] and not pair.edge.call("stats")["running"]:
-                return
-            time.sleep(POLL_S)
+    while True:
+        cloud, edge = pair.cloud.call("stats"), pair.edge.call("stats")
+        confident = edge["confident"]
+        counts = Counts(cloud["sessions"], cloud["forwards"], confident["audited"], confident["agreed"])
+        idle = cloud["idle"] and counts.sessions >= sessions and not edge["running"]
+        if idle or time.monotonic() > deadline_s:
+            return counts
+        time.sleep(POLL_S)
 
 
 # Of the result of `run`: how many of its tokens are the target's own; None where that cannot be told.
@@ -119,11 +140,17 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
             answers.append(Answer(error=NOT_ASKED))
             continue
         try:
+            before = wait_until_idle(pair)
             answer, result = _answered(pair, messages)
+            # Nothing else is asked of the pair, so what it does until it is idle is for this answer.
+            opened = before.sessions + (answer.wire_bytes > 0)
+            counted = wait_until_idle(pair, opened) - before
         except (EcdError, OSError) as e:
             answers.append(Answer(error=str(e) or type(e).__name__))
             continue
-        wait_until_idle(pair)
+        answer = replace(
+            answer, forwards=counted.forwards, audited=counted.audited, audits_agreed=counted.agreed
+        )
         right = None if turn.check is None else is_right(turn.check, answer.text)
         answers.append(replace(answer, agreed=agreed(result), right=right))
         messages = [*messages, {"role": "assistant", "content": answer.text}]
@@ -131,6 +158,7 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
 
 
 def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[str, Any]]:
+    """An answer without what is counted only after its end, and the result that it is from."""
     reception, result = Reception(), dict[str, Any]()
     with BlockingClient(pair.edge.socket) as client:
         started_s = time.perf_counter()
@@ -153,12 +181,8 @@ def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[
         ttft_ms=seen["ttft_ms"],
         decoded=seen["decoded"],
         decode_ms=seen["decode_ms"],
-        forwards=stats["target_forwards"],
         wire_bytes=stats["wire_bytes_up"] + stats["wire_bytes_down"],
         edge_tokens=sum(origin.startswith("edge-") for origin in result["origins"]),
-        # Only there where the edge commits.
-        audited=stats.get("audited", 0),
-        audits_agreed=stats.get("agreed", 0),
         **{
             name: stats[name]
             for name in (

@@ -197,6 +197,7 @@ def test_every_ablation_differs_where_it_must(tmp_path: Path) -> None:
     assert summary["sure"]["edge_share"] > 0
     assert 0 < summary["sure"]["audited_agreement"] <= 1
     assert summary["sure"]["forwards_per_token"] < 1
+    assert all(told["audited"] == told["edge_tokens"] for told in found["sure"]["prompts"])
 
     assert summary["no_draft_verify"]["forwards_per_token"] == 1
     assert summary["no_draft_verify"]["acceptance_rate"] is None
