@@ -9,6 +9,7 @@ are idle, and so it is itself before it is asked again: a cloud reads answers th
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edg
 
 WARM_UP_PROMPT = "Count from one to twenty, in words."
 WARM_UP_TOKENS = 32
-POLL_S, IDLE_WAIT_S = 0.05, 60.0
+POLL_S, IDLE_WAIT_S, WATCH_S = 0.05, 60.0, 1.0
 NOT_ASKED = "not asked, since the turn before it failed"
 
 
@@ -87,7 +88,30 @@ def _running(place: Path, condition: Condition, rtt_ms: float) -> Iterator[Pair]
         edge = stack.enter_context(
             running_edge(place, str(edge_settings["model"]), address, *_flags(place, "edge", edge_settings))
         )
+        stack.enter_context(_ending_with(cloud, edge))
         yield Pair(cloud, edge, condition.given["request"])
+
+
+@contextlib.contextmanager
+def _ending_with(cloud: DaemonProcess, edge: DaemonProcess) -> Iterator[None]:
+    """While the context lasts the edge ends when its cloud has: else an answer would wait for it for good."""
+    over = threading.Event()
+
+    def watch() -> None:
+        assert cloud.process is not None
+        assert edge.process is not None
+        while not over.wait(WATCH_S):
+            if cloud.process.poll() is not None:
+                edge.process.kill()
+                return
+
+    thread = threading.Thread(target=watch, name="watching a cloud", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _flags(place: Path, role: str, settings: Settings) -> tuple[str, str]:
@@ -113,11 +137,11 @@ def wait_until_idle(pair: Pair, sessions: int = 0) -> Counts:
     """The counts when neither daemon has anything left to do, or when that takes too long.
 
     `sessions`: so many the edge has opened; the last may still be on its way to an idle cloud, which keeps it
-    until the edge has been told of all comparisons. Raises EcdError and OSError where a daemon is gone.
+    until the edge has been told of all comparisons. Raises DaemonError where a daemon is gone.
     """
     deadline_s = time.monotonic() + IDLE_WAIT_S
     while True:
-        cloud, edge = pair.cloud.call("stats"), pair.edge.call("stats")
+        cloud, edge = _stats(pair.cloud), _stats(pair.edge)
         confident = edge["confident"]
         counts = Counts(cloud["sessions"], cloud["forwards"], confident["audited"], confident["agreed"])
         idle = cloud["idle"] and counts.sessions >= sessions and not edge["running"]
@@ -126,12 +150,23 @@ def wait_until_idle(pair: Pair, sessions: int = 0) -> Counts:
         time.sleep(POLL_S)
 
 
+def _stats(daemon: DaemonProcess) -> dict[str, Any]:
+    try:
+        return daemon.call("stats")
+    except (DaemonError, OSError) as e:
+        daemon.check_runs()
+        raise DaemonError(f"`ecd {daemon.role}` does not answer: {e}") from None
+
+
 # Of the result of `run`: how many of its tokens are the target's own; None where that cannot be told.
 Agreed = Callable[[dict[str, Any]], int | None]
 
 
 def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agreed) -> Exchange:
-    """Has one conversation; a turn that fails is kept as such, and so are those after it."""
+    """Has one conversation; a turn that fails is kept as such, and so are those after it.
+
+    Raises DaemonError where a daemon is gone: that is no answer of the condition.
+    """
     messages = conversation.opening
     answers: list[Answer] = []
     for turn in conversation.turns:
@@ -139,15 +174,15 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
         if answers and answers[-1].error:
             answers.append(Answer(error=NOT_ASKED))
             continue
+        before = wait_until_idle(pair)
         try:
-            before = wait_until_idle(pair)
             answer, result = _answered(pair, messages)
-            # Nothing else is asked of the pair, so what it does until it is idle is for this answer.
-            opened = before.sessions + (answer.wire_bytes > 0)
-            counted = wait_until_idle(pair, opened) - before
         except (EcdError, OSError) as e:
+            wait_until_idle(pair)
             answers.append(Answer(error=str(e) or type(e).__name__))
             continue
+        # Nothing else is asked of the pair, so what it does until it is idle is for this answer.
+        counted = wait_until_idle(pair, before.sessions + (answer.wire_bytes > 0)) - before
         answer = replace(
             answer, forwards=counted.forwards, audited=counted.audited, audits_agreed=counted.agreed
         )

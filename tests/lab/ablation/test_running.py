@@ -1,11 +1,15 @@
 """What is counted of an answer, with daemons that only tell their counters."""
 
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ecd.errors import Code, DaemonError, RemoteError
 from ecd.lab.ablation import running
 from ecd.lab.ablation.conversations import Conversation, Turn
 from ecd.lab.ablation.records import Answer, Asked
@@ -61,3 +65,55 @@ def test_an_answer_has_what_was_done_for_it_after_its_end_too(
             text="x", wire_bytes=wire_bytes, forwards=forwards, audited=audited, audits_agreed=audited // 2
         ),
     )
+
+
+def _fails(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any) -> Any:
+        raise error
+
+    return fail
+
+
+CHAT = Conversation("", (Turn("Hello."), Turn("Why?")))
+
+
+def test_a_turn_that_fails_is_kept_while_the_daemons_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_answered", _fails(RemoteError(Code.BUSY, "no room")))
+    pair = Pair(Telling("cloud", [cloud(1, 5)]), Telling("edge", [edge()]), {})
+    exchange = converse(pair, ASKED, CHAT, lambda result: None)
+    assert [answer.error for answer in exchange.answers] == ["no room", running.NOT_ASKED]
+
+
+def test_a_daemon_that_is_gone_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = DaemonProcess("edge", [], tmp_path)
+    gone.log.write_text("killed\n")
+    told = Telling("edge", [edge()])
+
+    def dies(*args: Any) -> Any:
+        gone.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+        gone.process.wait()
+        monkeypatch.setattr(told, "call", gone.call)
+        monkeypatch.setattr(told, "check_runs", gone.check_runs)
+        raise DaemonError("closed")
+
+    monkeypatch.setattr(running, "_answered", dies)
+    pair = Pair(Telling("cloud", [cloud(1, 5)]), told, {})
+    with pytest.raises(DaemonError, match="`ecd edge` ended with code 7: killed"):
+        converse(pair, ASKED, CHAT, lambda result: None)
+
+
+def test_an_edge_ends_with_its_cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "WATCH_S", 0.01)
+    lasting = [sys.executable, "-c", "import time; time.sleep(600)"]
+    daemons = [
+        DaemonProcess(role, [], tmp_path, process=subprocess.Popen(lasting)) for role in ("cloud", "edge")
+    ]
+    processes = [daemon.process for daemon in daemons if daemon.process is not None]
+    try:
+        with running._ending_with(cloud_, edge_):
+            processes[0].kill()
+            assert processes[1].wait(60) == -signal.SIGKILL
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
