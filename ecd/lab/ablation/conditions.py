@@ -140,20 +140,25 @@ def built_in(engine: str, thresholds: Sequence[float]) -> list[Ablation]:
 
 
 def conditions_of(
-    base: Mapping[str, Settings], ablations: Sequence[Ablation], where: str = ""
+    base: Mapping[str, Settings],
+    ours: Sequence[Ablation],
+    further: Sequence[Ablation] = (),
+    where: str = "",
 ) -> list[Condition]:
-    """The conditions, the first of them the baseline; `where` says of which file they are.
+    """The conditions, built-in ones first, and of them the baseline; `where` says of which file the rest is.
 
     Raises ConfigError that names the ablation and the path of what is wrong.
     """
     found: list[Condition] = []
-    names = [ablation.name for ablation in ablations]
+    names = [ablation.name for ablation in further]
     for name in names:
+        if name in {ablation.name for ablation in ours}:
+            raise ConfigError(f"the ablation {name!r}{where} has the name of a built-in one; give it another")
         if names.count(name) > 1:
             raise ConfigError(f"there are two ablations called {name!r}{where}; give one another name")
     # What is the laboratory's own may stand in a file that daemons use too.
     base = {section: _without(base.get(section, {}), OURS[section]) for section in KINDS}
-    for ablation in ablations:
+    for ablation in (*ours, *further):
         of = f"ablation {ablation.name!r}{where}"
         given = _overridden(base, ablation.config_overrides, of)
         resolved = {section: _resolved(section, given[section], of) for section in KINDS}

@@ -142,8 +142,12 @@ def test_a_sampling_rule_gives_way_to_a_mode(rule: str) -> None:
 
 
 def test_names_are_there_once() -> None:
-    with pytest.raises(ConfigError, match="two ablations called 'baseline'"):
-        conditions_of(BASE, [*built_in("llama", ()), Ablation(name="baseline")])
+    ours = built_in("llama", (0.5,))
+    for name in ("baseline", "confident_0.5"):
+        with pytest.raises(ConfigError, match=rf"'{name}' in x\.yaml has the name of a built-in one"):
+            conditions_of(BASE, ours, [Ablation(name=name)], " in x.yaml")
+    with pytest.raises(ConfigError, match=r"two ablations called 'mine' in x\.yaml"):
+        conditions_of(BASE, ours, [Ablation(name="mine"), Ablation(name="mine")], " in x.yaml")
 
 
 def test_what_the_laboratory_sets_is_dropped_from_the_settings() -> None:
