@@ -136,8 +136,8 @@ class Batcher:
     def apply(
         self, result: StepResult, step_s: float, now: float
     ) -> list[tuple[int, Committed | Audited | EcdError]]:
-        """What each session of a step committed or compared, or why it ended; those removed meanwhile are
-        skipped. One that ended comes no more.
+        """What each session of a step committed or compared, or why it ended; of those removed meanwhile only
+        the forward counts. One that ended comes no more.
 
         `step_s`: how long the step took.
         """
@@ -150,11 +150,11 @@ class Batcher:
         self.totals.batch_sessions += result.batch_sessions
         outcome: list[tuple[int, Committed | Audited | EcdError]] = []
         for key, judged in result.judged.items():
+            self.totals.forwards += 1
+            self.totals.forwards_without_hints += not judged.verified
             session = self.running.get(key)
             if session is None:
                 continue
-            self.totals.forwards += 1
-            self.totals.forwards_without_hints += not judged.verified
             told = session.judged(judged.verdict, judged.verified, now, judged.logprobs, judged.cached)
             for each in told:
                 match each:

@@ -61,16 +61,20 @@ class DaemonProcess:
         """The daemon's status once `ready` holds of it; DaemonError with the log's end if it never does."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                raise DaemonError(
-                    f"`ecd {self.role}` ended with code {self.process.returncode}: {self._last_words()}"
-                )
+            self.check_runs()
             with contextlib.suppress(DaemonError):
                 status = self.call("status")
                 if ready(status):
                     return status
             time.sleep(POLL_S)
         raise DaemonError(f"`ecd {self.role}` was not ready within {READY_S:g} s: {self._last_words()}")
+
+    def check_runs(self) -> None:
+        """Raises DaemonError with the log's end if the process has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            raise DaemonError(
+                f"`ecd {self.role}` ended with code {self.process.returncode}: {self._last_words()}"
+            )
 
     def call(self, verb: str, **args: Any) -> dict[str, Any]:
         """One call on the control socket."""

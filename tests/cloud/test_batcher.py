@@ -159,22 +159,20 @@ def test_the_timer_is_the_first_patient_session() -> None:
     assert timer == -math.inf, "somebody need not wait at all"
 
 
-def test_outcomes_are_told_per_session_and_removed_ones_skipped() -> None:
+def test_outcomes_are_told_per_session_and_of_removed_ones_only_the_forward_counts() -> None:
     b = batcher(sessions=3)
     for key in (1, 2, 3, 4):
         b.add(key, session())
     b.remove(2)
     error = EngineError("no")
-    result = StepResult(
-        {1: judged(7, 8, accepted=1, verified=2), 2: judged(9), 9: judged(9)}, {3: error, 8: error}, 5, 3
-    )
+    result = StepResult({1: judged(7, 8, accepted=1, verified=2), 2: judged(9)}, {3: error, 8: error}, 5, 3)
     assert b.apply(result, 0.1, 1.0) == [(1, Committed(4, (7, 8), 1, 2, Finish.NONE)), (3, error)]
     assert b.running[1].tokens == [1, 2, 3, 4, 7, 8]
     t = b.totals
-    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (1, 1, 0, 2)
+    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (1, 2, 1, 2)
     assert (t.verified, t.accepted, t.failed, t.batch_tokens, t.batch_sessions) == (2, 1, 1, 5, 3)
     b.apply(StepResult({1: judged(7), 4: judged(0)}, {}, 2, 2), 0.1, 2.0)
-    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (2, 3, 2, 4)
+    assert (t.steps, t.forwards, t.forwards_without_hints, t.committed) == (2, 4, 3, 4)
     assert (t.batch_tokens, t.batch_sessions) == (7, 5)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ecd.errors import BadRequest, DaemonError, EcdError
 from ecd.lab.ablation.conditions import Condition, Settings, built_in, conditions_of, read_file
 from ecd.lab.ablation.conversations import Conversation, digest, load_conversations
 from ecd.lab.ablation.judging import Target
@@ -88,7 +89,10 @@ def ablate(
     base, conditions = _conditions(file, target, draft, max_tokens, thresholds)
     prompts_file = find_file("prompts", prompts)
     conversations = load_conversations(prompts_file)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BadRequest(f"cannot make the folder {out}: {e.strerror}; choose another --out") from None
     plan = {
         "conditions": {condition.name: condition.resolved for condition in conditions},
         "prompts": digest(conversations),
@@ -152,7 +156,7 @@ def _conditions(
         request["max_tokens"] = max_tokens
     engine = str(base["cloud"].get("engine", "llama"))
     ours = built_in(engine, thresholds)
-    return base, conditions_of(base, [*ours[:6], *further, *ours[6:]], where)
+    return base, conditions_of(base, ours, further, where)
 
 
 def _agreed(cloud: Settings) -> Agreed:
@@ -175,7 +179,11 @@ def _have_all(
     rtt_ms: float,
     seed: int,
 ) -> None:
-    """Has all conversations that are not in the records yet; Ctrl-C and SIGTERM end it between two."""
+    """Has all conversations that are not in the records yet.
+
+    One that Ctrl-C, SIGTERM or the end of a daemon (DaemonError) breaks off is not kept, and had again by the
+    next run.
+    """
     names = [condition.name for condition in conditions]
     orders = [
         left(schedule(names, len(conversations), number, seed), records.exchanges)
@@ -200,7 +208,7 @@ def _have_all(
                         conversation = conversations[asked.conversation]
                         records.add(converse(pairs[asked.condition], asked, conversation, agreed))
                         bar.update(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DaemonError):
         there = total - sum(len(left(order, records.exchanges)) for order in orders)
         click.echo(
             f"{there} of {total} conversations are in {records.file.name!s}; the same command goes on from "
@@ -227,5 +235,11 @@ def _write(out: Path, report: dict[str, Any]) -> None:
         "report.html": page(report, drawn).encode(),
         **drawn,
     }
-    for name, content in contents.items():
-        (out / name).write_bytes(content)
+    try:
+        for name, content in contents.items():
+            (out / name).write_bytes(content)
+    except OSError as e:
+        raise EcdError(
+            f"cannot write {e.filename}: {e.strerror}; the answers are kept, and the same command writes the "
+            "report once it can"
+        ) from None

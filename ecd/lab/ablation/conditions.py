@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecd.config import CloudConfig, EdgeConfig
 from ecd.config_problems import problems
-from ecd.edge.run_args import RunArgs
+from ecd.edge.run_args import AnswerSettings, RunArgs
 from ecd.errors import ConfigError
+from ecd.sampling import Rule
 
 # So far ahead of the committed text drafts a system that goes by no confidence.
 WINDOW = 8
@@ -26,6 +27,8 @@ OURS: dict[str, tuple[str, ...]] = {
     "edge": ("cloud", "clouds", "socket", "tls", "token", "handover", "http", "otlp"),
     "request": ("prompt",),
 }
+# Settings of the edge that stand in for what a request does not say.
+BEATEN = AnswerSettings.model_fields.keys() & RunArgs.model_fields.keys()
 KINDS: dict[str, type[BaseModel]] = {"cloud": CloudConfig, "edge": EdgeConfig, "request": RunArgs}
 Section = Literal["cloud", "edge", "request"]
 Settings = dict[str, Any]
@@ -137,20 +140,25 @@ def built_in(engine: str, thresholds: Sequence[float]) -> list[Ablation]:
 
 
 def conditions_of(
-    base: Mapping[str, Settings], ablations: Sequence[Ablation], where: str = ""
+    base: Mapping[str, Settings],
+    ours: Sequence[Ablation],
+    further: Sequence[Ablation] = (),
+    where: str = "",
 ) -> list[Condition]:
-    """The conditions, the first of them the baseline; `where` says of which file they are.
+    """The conditions, built-in ones first, and of them the baseline; `where` says of which file the rest is.
 
     Raises ConfigError that names the ablation and the path of what is wrong.
     """
     found: list[Condition] = []
-    names = [ablation.name for ablation in ablations]
+    names = [ablation.name for ablation in further]
     for name in names:
+        if name in {ablation.name for ablation in ours}:
+            raise ConfigError(f"the ablation {name!r}{where} has the name of a built-in one; give it another")
         if names.count(name) > 1:
             raise ConfigError(f"there are two ablations called {name!r}{where}; give one another name")
     # What is the laboratory's own may stand in a file that daemons use too.
     base = {section: _without(base.get(section, {}), OURS[section]) for section in KINDS}
-    for ablation in ablations:
+    for ablation in (*ours, *further):
         of = f"ablation {ablation.name!r}{where}"
         given = _overridden(base, ablation.config_overrides, of)
         resolved = {section: _resolved(section, given[section], of) for section in KINDS}
@@ -179,7 +187,23 @@ def _overridden(base: Mapping[str, Settings], overrides: Settings, of: str) -> d
             inner = place.get(key)
             place[key] = place = inner if isinstance(inner, dict) else {}
         place[keys[-1]] = value
+    _check_beaten(given["request"], taken, of)
     return given
+
+
+def _check_beaten(request: Settings, overridden: set[str], of: str) -> None:
+    """Raises ConfigError where a request says what the edge's setting was to say: that would change nothing.
+
+    But a sampling rule, for which requests have no other place, gives way to an overridden mode.
+    """
+    names = {path.split(".")[1] for path in overridden if path.startswith("edge.")}
+    if "mode" in names and "request.mode" not in overridden and request.get("mode") in list(Rule):
+        del request["mode"]
+    if beaten := next((name for name in sorted(names & BEATEN) if request.get(name) is not None), None):
+        raise ConfigError(
+            f"{of}: edge.{beaten} would change nothing, since request.{beaten} comes before it; leave "
+            f"request.{beaten} out, and set edge.{beaten} for all conditions that do not override it"
+        )
 
 
 def _leaves(overrides: Any, of: str, under: str = "") -> Iterator[tuple[str, Any]]:

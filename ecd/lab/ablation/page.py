@@ -33,6 +33,7 @@ SHOWN: tuple[tuple[str, str, int, float], ...] = (
     ("audited_agreement", "of audited", 3, 1),
     ("exact_match", "exact match", 3, 1),
     ("edge_share", "edge's tokens", 3, 1),
+    ("most_ahead", "most ahead", 1, 1),
     ("success_rate", "success %", 1, 100),
 )
 COMPARED = ("latency_ms", "ttft_ms", "tokens_per_s", "forwards_per_token", "wire_bytes")
@@ -238,7 +239,7 @@ def _table(heads: Sequence[str], rows: Any, kind: str = "") -> str:
 
 def _described(experiment: Experiment) -> list[str]:
     changes = [
-        f"{path} {json.dumps(change['baseline'])} &rarr; {json.dumps(change['here'])}"
+        f"{escape(path)} {escape(json.dumps(change['baseline']))} &rarr; {escape(json.dumps(change['here']))}"
         for path, change in experiment["changes"].items()
     ]
     return [escape(experiment["name"]), escape(experiment["description"]), "<br>".join(changes)]

@@ -34,11 +34,11 @@ class Answer:
 
     Times are the client's, in ms from the request on: `ttft_ms` to the first piece of text, `latency_ms` to
     the result. `decoded` tokens came in `decode_ms`, from the first piece on. `token_ids`: of the answer;
-    `forwards` of the target for them. `verified` hints, of which `accepted` came true; `drafted` guesses, of
-    which at most `most_ahead` lay beyond the committed text. `wire_bytes`: frames of this answer, both ways.
-    Of the prompt, `cached_tokens` were held by the cloud and `prefill_tokens` read; likewise the draft's at
-    the edge. `edge_tokens` were committed by the edge; the cloud compared `audited` of them by the end of the
-    answer, of which `audits_agreed` are its own choice too. `agreed`: tokens that are what the target would
+    `forwards` of the target for it, those after its end too. `verified` hints, of which `accepted` came true;
+    `drafted` guesses, of which at most `most_ahead` lay beyond the committed text. `wire_bytes`: frames of
+    this answer, both ways. Of the prompt, `cached_tokens` were held by the cloud and `prefill_tokens` read;
+    likewise the draft's at the edge. `edge_tokens` were committed by the edge; the cloud compared `audited`
+    of them, of which `audits_agreed` are its own choice too. `agreed`: tokens that are what the target would
     have said. `right`: whether the answer is right, None where that cannot be told.
     """
 

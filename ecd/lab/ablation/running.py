@@ -9,10 +9,11 @@ are idle, and so it is itself before it is asked again: a cloud reads answers th
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ecd.lab.system import DaemonProcess, address_of, running_cloud, running_edg
 
 WARM_UP_PROMPT = "Count from one to twenty, in words."
 WARM_UP_TOKENS = 32
-POLL_S, IDLE_WAIT_S = 0.05, 60.0
+POLL_S, IDLE_WAIT_S, WATCH_S = 0.05, 60.0, 1.0
 NOT_ASKED = "not asked, since the turn before it failed"
 
 
@@ -42,6 +43,21 @@ class Pair:
     cloud: DaemonProcess
     edge: DaemonProcess
     request: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of a pair since its start: the cloud's `sessions` and `forwards`, whatever these were for, and how many
+    of the edge's tokens the cloud `audited` and would have said too (`agreed`).
+    """
+
+    sessions: int
+    forwards: int
+    audited: int
+    agreed: int
+
+    def __sub__(self, before: "Counts") -> "Counts":
+        return Counts(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
 
 @contextlib.contextmanager
@@ -72,7 +88,30 @@ def _running(place: Path, condition: Condition, rtt_ms: float) -> Iterator[Pair]
         edge = stack.enter_context(
             running_edge(place, str(edge_settings["model"]), address, *_flags(place, "edge", edge_settings))
         )
+        stack.enter_context(_ending_with(cloud, edge))
         yield Pair(cloud, edge, condition.given["request"])
+
+
+@contextlib.contextmanager
+def _ending_with(cloud: DaemonProcess, edge: DaemonProcess) -> Iterator[None]:
+    """While the context lasts the edge ends when its cloud has: else an answer would wait for it for good."""
+    over = threading.Event()
+
+    def watch() -> None:
+        assert cloud.process is not None
+        assert edge.process is not None
+        while not over.wait(WATCH_S):
+            if cloud.process.poll() is not None:
+                edge.process.kill()
+                return
+
+    thread = threading.Thread(target=watch, name="watching a cloud", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _flags(place: Path, role: str, settings: Settings) -> tuple[str, str]:
@@ -94,15 +133,29 @@ def _warm_up(pair: Pair) -> None:
     wait_until_idle(pair)
 
 
-def wait_until_idle(pair: Pair) -> None:
-    """Returns when neither daemon has anything left to do, or when that takes too long."""
+def wait_until_idle(pair: Pair, sessions: int = 0) -> Counts:
+    """The counts when neither daemon has anything left to do, or when that takes too long.
+
+    `sessions`: so many the edge has opened; the last may still be on its way to an idle cloud, which keeps it
+    until the edge has been told of all comparisons. Raises DaemonError where a daemon is gone.
+    """
     deadline_s = time.monotonic() + IDLE_WAIT_S
-    # One that is gone has nothing to do, and what is asked next tells of it.
-    with contextlib.suppress(EcdError, OSError):
-        while time.monotonic() < deadline_s:
-            if pair.cloud.call("stats")["idle"] and not pair.edge.call("stats")["running"]:
-                return
-            time.sleep(POLL_S)
+    while True:
+        cloud, edge = _stats(pair.cloud), _stats(pair.edge)
+        confident = edge["confident"]
+        counts = Counts(cloud["sessions"], cloud["forwards"], confident["audited"], confident["agreed"])
+        idle = cloud["idle"] and counts.sessions >= sessions and not edge["running"]
+        if idle or time.monotonic() > deadline_s:
+            return counts
+        time.sleep(POLL_S)
+
+
+def _stats(daemon: DaemonProcess) -> dict[str, Any]:
+    try:
+        return daemon.call("stats")
+    except (DaemonError, OSError) as e:
+        daemon.check_runs()
+        raise DaemonError(f"`ecd {daemon.role}` does not answer: {e}") from None
 
 
 # Of the result of `run`: how many of its tokens are the target's own; None where that cannot be told.
@@ -110,7 +163,10 @@ Agreed = Callable[[dict[str, Any]], int | None]
 
 
 def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agreed) -> Exchange:
-    """Has one conversation; a turn that fails is kept as such, and so are those after it."""
+    """Has one conversation; a turn that fails is kept as such, and so are those after it.
+
+    Raises DaemonError where a daemon is gone: that is no answer of the condition.
+    """
     messages = conversation.opening
     answers: list[Answer] = []
     for turn in conversation.turns:
@@ -118,12 +174,18 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
         if answers and answers[-1].error:
             answers.append(Answer(error=NOT_ASKED))
             continue
+        before = wait_until_idle(pair)
         try:
             answer, result = _answered(pair, messages)
         except (EcdError, OSError) as e:
+            wait_until_idle(pair)
             answers.append(Answer(error=str(e) or type(e).__name__))
             continue
-        wait_until_idle(pair)
+        # Nothing else is asked of the pair, so what it does until it is idle is for this answer.
+        counted = wait_until_idle(pair, before.sessions + (answer.wire_bytes > 0)) - before
+        answer = replace(
+            answer, forwards=counted.forwards, audited=counted.audited, audits_agreed=counted.agreed
+        )
         right = None if turn.check is None else is_right(turn.check, answer.text)
         answers.append(replace(answer, agreed=agreed(result), right=right))
         messages = [*messages, {"role": "assistant", "content": answer.text}]
@@ -131,6 +193,7 @@ def converse(pair: Pair, asked: Asked, conversation: Conversation, agreed: Agree
 
 
 def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[str, Any]]:
+    """An answer without what is counted only after its end, and the result that it is from."""
     reception, result = Reception(), dict[str, Any]()
     with BlockingClient(pair.edge.socket) as client:
         started_s = time.perf_counter()
@@ -153,12 +216,8 @@ def _answered(pair: Pair, messages: list[dict[str, str]]) -> tuple[Answer, dict[
         ttft_ms=seen["ttft_ms"],
         decoded=seen["decoded"],
         decode_ms=seen["decode_ms"],
-        forwards=stats["target_forwards"],
         wire_bytes=stats["wire_bytes_up"] + stats["wire_bytes_down"],
         edge_tokens=sum(origin.startswith("edge-") for origin in result["origins"]),
-        # Only there where the edge commits.
-        audited=stats.get("audited", 0),
-        audits_agreed=stats.get("agreed", 0),
         **{
             name: stats[name]
             for name in (

@@ -50,6 +50,7 @@ METRICS = (
     Metric("draft_prefill_tokens", lambda a: a.draft_prefill_tokens),
     Metric("draft_cached_tokens", lambda a: a.draft_cached_tokens),
     Metric("drafted_per_token", lambda a: a.drafted, _tokens),
+    Metric("most_ahead", lambda a: a.most_ahead),
 )
 
 

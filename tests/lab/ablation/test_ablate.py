@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ecd.cli import cli
-from ecd.errors import BadRequest, ConfigError
+from ecd.errors import BadRequest, ConfigError, DaemonError, EcdError
 from ecd.lab.ablation import command
 from ecd.lab.ablation.conditions import WINDOW, Condition
 from ecd.lab.ablation.conversations import Conversation
@@ -67,10 +67,11 @@ def test_a_bad_override_is_refused_before_anything_is_started(tmp_path: Path) ->
 
 
 class System:
-    """Stands in for daemons: answers at once, and is interrupted before its answer number `until`."""
+    """Stands in for daemons: answers at once, and is ended by `by` before its answer number `until`."""
 
-    def __init__(self, until: int):
+    def __init__(self, until: int, by: BaseException | None = None):
         self.until = until
+        self.by = by or KeyboardInterrupt()
         self.had: list[Asked] = []
         self.started: list[list[str]] = []
 
@@ -84,7 +85,7 @@ class System:
     def converse(self, pair: str, asked: Asked, conversation: Conversation, agreed: Any) -> Exchange:
         assert pair == asked.condition
         if len(self.had) == self.until:
-            raise KeyboardInterrupt
+            raise self.by
         self.had.append(asked)
         answers = [
             Answer(text="x", token_ids=(1, 2), latency_ms=10, ttft_ms=5, forwards=2, decoded=1, decode_ms=5)
@@ -129,6 +130,34 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.
     assert ablate(*arguments[:-1], "1").exit_code == 0
     report = json.loads((out / "ablation_report.json").read_text())
     assert {len(experiment["prompts"]) for experiment in report["experiments"]} == {4}
+
+
+def test_a_daemon_that_is_gone_ends_the_run_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*PAIR, "--prompts", prompts_in(tmp_path, "one"), "--out", str(tmp_path / "out")]
+    replaced_by(System(3, DaemonError("`ecd edge` ended with code -9")), monkeypatch)
+    result = ablate(*arguments)
+    assert isinstance(result.exception, DaemonError)
+    assert "3 of 12 conversations are in" in result.output
+    again = System(until=1000)
+    replaced_by(again, monkeypatch)
+    assert ablate(*arguments).exit_code == 0
+    assert len(again.had) == 9
+
+
+def test_what_cannot_be_written_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ablate(*PAIR, "--out", "/dev/null/x")
+    assert isinstance(result.exception, BadRequest)
+    assert "/dev/null/x: Not a directory; choose another --out" in str(result.exception)
+
+    replaced_by(System(until=1000), monkeypatch)
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    result = ablate(*PAIR, "--prompts", prompts_in(tmp_path, "one"), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, EcdError)
+    assert "report.html: Is a directory; the answers are kept" in str(result.exception)
 
 
 def test_another_run_does_not_go_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +226,7 @@ def test_every_ablation_differs_where_it_must(tmp_path: Path) -> None:
     assert summary["sure"]["edge_share"] > 0
     assert 0 < summary["sure"]["audited_agreement"] <= 1
     assert summary["sure"]["forwards_per_token"] < 1
+    assert all(told["audited"] == told["edge_tokens"] for told in found["sure"]["prompts"])
 
     assert summary["no_draft_verify"]["forwards_per_token"] == 1
     assert summary["no_draft_verify"]["acceptance_rate"] is None

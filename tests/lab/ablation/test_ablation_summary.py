@@ -24,7 +24,7 @@ def answer(tokens: int = 4, **changes: Any) -> Answer:
         "token_ids": tuple(range(tokens)), "latency_ms": 100.0, "ttft_ms": 20.0, "decoded": tokens - 1,
         "decode_ms": 60.0, "forwards": 2, "drafted": 6, "verified": 4, "accepted": 3, "wire_bytes": 90,
         "prefill_tokens": 30, "cached_tokens": 10, "agreed": tokens, "edge_tokens": 1,
-        "audited": 4, "audits_agreed": 3,
+        "audited": 4, "audits_agreed": 3, "most_ahead": 5,
     }  # fmt: skip
     return Answer(**given | changes)
 
@@ -59,6 +59,7 @@ def test_the_summary_is_of_sums_over_all_answers() -> None:
         "draft_prefill_tokens": 0,
         "draft_cached_tokens": 0,
         "drafted_per_token": 18 / 16,
+        "most_ahead": 5,
     }
     assert [turn["summary"]["latency_ms"] for turn in baseline["turns"]] == [100, 400]
     assert baseline["classes"]["turns"]["latency_ms"] == 250
@@ -165,6 +166,17 @@ def test_the_page_has_all_and_needs_nothing_else() -> None:
     assert "src=" not in html.replace('src="data:', "")
     assert "href" not in html
     assert text_table(found).count("\n") == len(conditions)
+
+
+def test_settings_are_no_html() -> None:
+    conditions = conditions_of(
+        BASE | {"request": {"stop": ["</table>"]}},
+        [Ablation(name="baseline"), Ablation(name="other", config_overrides={"request.stop": ["<script>"]})],
+    )
+    exchanges = [had(name, 0, answer()) for name in ("baseline", "other")]
+    html = page(report_of(experiments_of(conditions, CONVERSATIONS, exchanges, seed=0)), {})
+    assert "[&quot;&lt;/table&gt;&quot;] &rarr; [&quot;&lt;script&gt;&quot;]" in html
+    assert "<script>" not in html
 
 
 def test_without_mode_confident_there_is_no_curve() -> None:

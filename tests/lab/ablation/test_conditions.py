@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecd.errors import ConfigError
@@ -109,9 +109,45 @@ def test_what_is_wrong_is_named_with_its_path(overrides: dict[str, Any], says: s
         made(overrides)
 
 
+@pytest.mark.parametrize(
+    ("request_", "overrides"),
+    [
+        ({"mode": "exact"}, {"edge.mode": "edge-only"}),
+        ({"mode": "confident"}, {"edge": {"mode": "cloud-only"}}),
+        ({"ahead_tokens": 4}, {"edge.ahead_tokens": 8}),
+        ({"hint_tokens": 2}, {"edge.hint_tokens": 1}),
+        ({"threshold": 0.5}, {"edge.mode": "confident", "edge.threshold": 0.9}),
+        ({"kv_cache": True}, {"edge.kv_cache": None}),
+        ({}, {"edge.mode": "edge-only", "request.mode": "rejection"}),
+    ],
+)
+def test_what_requests_say_themselves_cannot_be_overridden_at_the_edge(
+    request_: dict[str, Any], overrides: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'mine': edge\.(\w+) would change nothing, since request\.\1 comes"
+    ):
+        made(overrides, BASE | {"request": request_})
+
+
+@pytest.mark.parametrize("rule", ["greedy", "coupled", "rejection"])
+def test_a_sampling_rule_gives_way_to_a_mode(rule: str) -> None:
+    base = BASE | {"request": {"mode": rule, "temperature": 0.5}}
+    conditions = conditions_of(base, built_in("llama", (0.5,)))
+    with_rule = {c.name for c in conditions if c.given["request"].get("mode") == rule}
+    assert with_rule == {"baseline", "no_confidence", "no_draft_verify", "no_kv_cache"}
+    edge_only = next(c for c in conditions if c.name == "edge_only")
+    assert dict(edge_only.changes) == {"edge.mode": ("exact", "edge-only"), "request.mode": (rule, None)}
+    assert base["request"]["mode"] == rule
+
+
 def test_names_are_there_once() -> None:
-    with pytest.raises(ConfigError, match="two ablations called 'baseline'"):
-        conditions_of(BASE, [*built_in("llama", ()), Ablation(name="baseline")])
+    ours = built_in("llama", (0.5,))
+    for name in ("baseline", "confident_0.5"):
+        with pytest.raises(ConfigError, match=rf"'{name}' in x\.yaml has the name of a built-in one"):
+            conditions_of(BASE, ours, [Ablation(name=name)], " in x.yaml")
+    with pytest.raises(ConfigError, match=r"two ablations called 'mine' in x\.yaml"):
+        conditions_of(BASE, ours, [Ablation(name="mine"), Ablation(name="mine")], " in x.yaml")
 
 
 def test_what_the_laboratory_sets_is_dropped_from_the_settings() -> None:
@@ -123,6 +159,8 @@ def test_what_the_laboratory_sets_is_dropped_from_the_settings() -> None:
     assert "secret" not in str(condition.resolved)
 
 
+# A busy machine takes its time.
+@settings(deadline=None)
 @given(st.sampled_from([0, 5, 62]), st.sampled_from(["exact", "edge-only"]), st.integers(1, 64))
 def test_the_order_of_overrides_does_not_matter(verify: int, mode: str, hints: int) -> None:
     overrides = {"cloud.max_verify": verify, "edge.mode": mode, "edge.hint_tokens": hints}
