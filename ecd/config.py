@@ -72,7 +72,7 @@ def _no_boolean(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 PatienceMs = Annotated[Number, Field(ge=0, le=4_000_000)]
 # A confidence from which on the edge commits by itself, the agreement that one is found for, and a share.
-Threshold = Annotated[Number, Field(ge=0, le=1)] | Literal["adaptive"]
+Threshold = Annotated[Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"], BeforeValidator(_no_boolean)]
 Agreement = Annotated[Number, Field(ge=0.5, le=0.999)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
