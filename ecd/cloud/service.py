@@ -121,10 +121,12 @@ class CloudService:
         while True:
             self._to_forget += self._batcher.park()
             work = self._batcher.plan(monotonic())
-            if not work and not self._to_forget:
-                self._engine.rest()
+            if not work:
+                # Before anything is waited for: a cloud that drains ends with its last session.
                 self._tell(untold)
                 untold = ()
+            if not work and not self._to_forget:
+                self._engine.rest()
                 await self._rest()
                 continue
             forget, self._to_forget = self._to_forget, []

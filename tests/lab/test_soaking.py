@@ -100,7 +100,10 @@ async def soaked(folder: Path, run: Handler, faults: tuple[Fault, ...] = (), **o
         return await soak.run(faults, 0.4, seed=1)
 
 
-async def test_right_answers_are_right_and_nothing_is_left(tmp_path: Path) -> None:
+async def test_right_answers_are_right_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecd.lab.soaking.WARM_UP_ANSWERS", 1)
     found = await soaked(tmp_path, saying(EXPECTED, EXPECTED, resumed=2))
     right = found.answers.outcomes[Outcome.RIGHT]
     assert right > 3
@@ -110,6 +113,16 @@ async def test_right_answers_are_right_and_nothing_is_left(tmp_path: Path) -> No
     assert found.answers.tokens == 3 * right
     assert [held.name for held in found.daemons] == ["cloud", "edge"]
     assert all(held.early_bytes and held.late_bytes for held in found.daemons)
+
+
+async def test_a_process_that_has_answered_little_is_not_judged_by_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecd.lab.soaking.WARM_UP_ANSWERS", 1_000_000)
+    found = await soaked(tmp_path, saying(EXPECTED, EXPECTED))
+    assert found.answers.outcomes[Outcome.RIGHT] > 3
+    assert [held.growth_bytes for held in found.daemons] == [None, None]
+    assert "not judged of cloud, edge" in found.table()
 
 
 @pytest.mark.parametrize(
