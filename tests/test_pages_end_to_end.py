@@ -77,5 +77,6 @@ def test_an_answer_moves_in_the_middle_and_its_text_is_the_targets(
     assert "".join(event["text"] for event in events[1:-1]) == expected.text == result["text"]
     assert 0 < there["committed"] < TOKENS
     assert there["assisted"] == 1
-    assert there["assisted_tokens"] > result["usage"]["prompt_tokens"]
+    # On a busy machine the draft may have read no more than the prompt when the answer leaves.
+    assert there["assisted_tokens"] >= result["usage"]["prompt_tokens"]
     assert there["drafted"] > 0
