@@ -35,29 +35,29 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Entry(NamedTuple):
-    """An event of a session at `at` (seconds): its arguments, what was heard in it, what came of it.
+# Arguments as they were given: names of those by position, "" for one that is not told; these; those by name.
+Given = tuple[Sequence[str], tuple[Any, ...], Mapping[str, Any]]
 
-    Arguments are as they were given, those by position with a name for each; "" for one that is not told.
-    """
+
+class Entry(NamedTuple):
+    """An event of a session at `at` (seconds): its arguments, what was heard in it, what came of it."""
 
     session: int
     at: float
     event: str
-    names: Sequence[str]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    given: Given
     heard: Sequence[Any]
     outcome: Any
     weight: int
 
     def to_map(self) -> dict[str, Any]:
         """In JSON's types."""
-        named = {name: value for name, value in zip(self.names, self.args, strict=False) if name}
+        names, args, kwargs = self.given
+        told = {name: value for name, value in zip(names, args, strict=False) if name} | dict(kwargs)
         return {
             "at": self.at,
             "event": self.event,
-            "args": {name: _plain(value) for name, value in (named | dict(self.kwargs)).items()},
+            "args": {name: _plain(value) for name, value in told.items()},
             "heard": list(self.heard),
             "outcome": words(self.outcome),
         }
@@ -77,16 +77,14 @@ class Ring:
         self,
         session: int,
         event: str,
-        names: Sequence[str],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        given: Given,
         heard: Sequence[Any],
         outcome: Any,
         ids: int,
     ) -> None:
         """One more event, that holds so many token ids; the oldest give way to it."""
         weight = 1 + ids // IDS_PER_EVENT
-        self._entries.append((session, self._clock(), event, names, args, kwargs, heard, outcome, weight))
+        self._entries.append((session, self._clock(), event, given, heard, outcome, weight))
         self._weight += weight
         while self._weight > self._size:
             self._weight -= self._entries.popleft()[-1]
@@ -105,16 +103,8 @@ class Hearing(Protocol):
         """What was heard of shared state: `value`, or what it was when this was noted."""
         ...
 
-    def note(
-        self,
-        event: str,
-        names: Sequence[str],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outcome: Any,
-        ids: int,
-    ) -> None:
-        """An event is over, that holds so many token ids; arguments are as in `Entry`."""
+    def note(self, event: str, given: Given, outcome: Any, ids: int) -> None:
+        """An event is over, that holds so many token ids."""
         ...
 
     def over(self) -> None:
@@ -137,21 +127,13 @@ class Journal:
             self._heard.append(value)
         return value
 
-    def note(
-        self,
-        event: str,
-        names: Sequence[str],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outcome: Any,
-        ids: int,
-    ) -> None:
+    def note(self, event: str, given: Given, outcome: Any, ids: int) -> None:
         """Notes an event and what was heard in it."""
-        self._ring.add(self._session, event, names, args, kwargs, tuple(self._heard), outcome, ids)
+        self._ring.add(self._session, event, given, tuple(self._heard), outcome, ids)
 
     def begin(self, told: Mapping[str, Any], ids: int) -> None:
         """Notes what a machine begins with, before its events."""
-        self.note(BEGIN, (), (), told, None, ids)
+        self.note(BEGIN, ((), (), told), None, ids)
 
     def over(self) -> None:
         """Forgets what was heard."""
@@ -197,9 +179,9 @@ def stimulus(
             try:
                 outcome = method(self, *args, **kwargs)
                 if outcome or not polled:
-                    journal.note(event, names, args, kwargs, outcome, held)
+                    journal.note(event, (names, args, kwargs), outcome, held)
             except EcdError as e:
-                journal.note(event, names, args, kwargs, e, held)
+                journal.note(event, (names, args, kwargs), e, held)
                 raise
             finally:
                 journal.over()
@@ -286,15 +268,7 @@ class Retelling:
         heard: T = self.heard.popleft()
         return heard
 
-    def note(
-        self,
-        event: str,
-        names: Sequence[str],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outcome: Any,
-        ids: int,
-    ) -> None:
+    def note(self, event: str, given: Given, outcome: Any, ids: int) -> None:
         """Its caller compares."""
 
     def over(self) -> None:

@@ -147,14 +147,14 @@ _MODE: tuple[Option, ...] = (
     ),
     click.option(
         "--target-agreement",
-        type=click.FloatRange(0.5, 0.999),
+        type=Number(0.5, 0.999),
         default=None,
         help="Of the draft's tokens, how many the target is to agree with under `adaptive`, 0.5 to 0.999.  "
         "[default: the edge's]",
     ),
     click.option(
         "--audit-share",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         default=None,
         help="Of the draft's tokens, how many the cloud compares with its own, 0 to 1.  "
         "[default: the edge's]",

@@ -54,9 +54,18 @@ def test_an_answer_moves_in_the_middle_and_its_text_is_the_targets(
     )
     with running_edge(tmp_path, "smollm2-135m-draft", address_of(cloud)) as other:
         moved = threading.Event()
+
+        def guessed() -> int:
+            by_model: dict[str, int] = edge.call("stats")["drafters"].get("model", {"drafted": 0})
+            return by_model["drafted"]
+
+        before = guessed()
         events: list[dict[str, Any]] = []
 
         def migrate(number: int) -> None:
+            # On a busy machine the draft may still be reading the prompt, and its cells are what is to move.
+            while guessed() < before + 2:
+                time.sleep(0.005)
             with BlockingClient(edge.socket) as client:
                 told = client.call("migrate", id=number, to=str(other.socket))
             assert told == {"migrated": number, "to": str(other.socket)}
@@ -77,6 +86,5 @@ def test_an_answer_moves_in_the_middle_and_its_text_is_the_targets(
     assert "".join(event["text"] for event in events[1:-1]) == expected.text == result["text"]
     assert 0 < there["committed"] < TOKENS
     assert there["assisted"] == 1
-    # On a busy machine the draft may have read no more than the prompt when the answer leaves.
-    assert there["assisted_tokens"] >= result["usage"]["prompt_tokens"]
+    assert there["assisted_tokens"] > result["usage"]["prompt_tokens"]
     assert there["drafted"] > 0
